@@ -1,0 +1,3 @@
+from caplai.cli import main
+
+main()
