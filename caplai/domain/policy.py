@@ -1,0 +1,155 @@
+"""What becomes of a request: `decide(facts, limits, now)`, a table of ordered rules.
+
+The rules are those of service.md, "`BH MK <code>` to 8079" and "Limits". The first rule that speaks
+decides. Refusals are outcomes; nothing here raises.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+
+class Outcome(StrEnum):
+    """What became of a message. Every message has exactly one."""
+
+    ISSUED = "issued"
+    JOINED = "joined"
+    MISMATCH = "mismatch"
+    BAD_CODE = "bad_code"
+    BAD_SYNTAX = "bad_syntax"
+    OVER_LIMIT = "over_limit"
+    CLOSED = "closed"
+    OTHER_AGENCY = "other_agency"
+    SILENCED = "silenced"
+
+
+GRANTED = frozenset({Outcome.ISSUED, Outcome.JOINED})
+SILENT = frozenset({Outcome.OTHER_AGENCY, Outcome.SILENCED})
+ERRORS = frozenset(Outcome) - GRANTED - SILENT
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """At most `count` within the `window` that ends now (a sliding window)."""
+
+    count: int
+    window: timedelta
+
+    def free_at(self, times: Sequence[datetime], now: datetime, factor: int = 1) -> datetime | None:
+        """When one more is allowed, or None if it is allowed now. `times` are in rising order."""
+        count = self.count * factor
+        recent = [time for time in times if time > now - self.window]
+        return recent[-count] + self.window if len(recent) >= count else None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The agency's limits for one channel (service.md, Limits)."""
+
+    account: Sequence[Limit] = (Limit(3, timedelta(days=1)), Limit(10, timedelta(days=30)))
+    phone: Sequence[Limit] = (Limit(5, timedelta(days=1)), Limit(20, timedelta(days=30)))
+    errors: Limit = Limit(5, timedelta(hours=1))
+    texts_per_case: int = 5
+
+
+@dataclass(slots=True)
+class OpenCase:
+    """The living case of an account: when it ends by itself, and how many texts carried its password."""
+
+    expires_at: datetime
+    texts: int
+
+
+@dataclass(slots=True, repr=False)
+class Facts:
+    """All that a decision looks at. Times are aware, in rising order, and of the last 30 days at least."""
+
+    understood: Outcome | None = None
+    """What the grammar refused the text with; None when it found a code."""
+    open: bool = True
+    """Whether the operator has the service open."""
+    proved: bool = False
+    """Whether the account exists, is approved, and the phone is the registered one."""
+    case: OpenCase | None = None
+    account_cases: Sequence[datetime] = ()
+    phone_cases: Sequence[datetime] = ()
+    phone_accounts: int = 1
+    """How many accounts the phone serves: its limits are multiplied by it."""
+    phone_errors: Sequence[datetime] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """An outcome; with OVER_LIMIT, when to try again."""
+
+    outcome: Outcome
+    until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    says: str
+    decide: Callable[[Facts, Limits, datetime], Decision | None] = field(repr=False)
+
+
+def _other_agency(facts: Facts, limits: Limits, now: datetime) -> Decision | None:
+    return Decision(Outcome.OTHER_AGENCY) if facts.understood is Outcome.OTHER_AGENCY else None
+
+
+def _closed(facts: Facts, limits: Limits, now: datetime) -> Decision | None:
+    return None if facts.open else Decision(Outcome.CLOSED)
+
+
+def _not_understood(facts: Facts, limits: Limits, now: datetime) -> Decision | None:
+    return Decision(facts.understood) if facts.understood is not None else None
+
+
+def _not_proved(facts: Facts, limits: Limits, now: datetime) -> Decision | None:
+    return None if facts.proved else Decision(Outcome.MISMATCH)
+
+
+def _joins(facts: Facts, limits: Limits, now: datetime) -> Decision | None:
+    if facts.case is None or facts.case.expires_at <= now:
+        return None
+    if facts.case.texts < limits.texts_per_case:
+        return Decision(Outcome.JOINED)
+    return Decision(Outcome.OVER_LIMIT, facts.case.expires_at)
+
+
+def _over_limit(facts: Facts, limits: Limits, now: datetime) -> Decision | None:
+    waits = [limit.free_at(facts.account_cases, now) for limit in limits.account]
+    waits += [limit.free_at(facts.phone_cases, now, max(1, facts.phone_accounts)) for limit in limits.phone]
+    until = max((wait for wait in waits if wait is not None), default=None)
+    return None if until is None else Decision(Outcome.OVER_LIMIT, until)
+
+
+def _issues(facts: Facts, limits: Limits, now: datetime) -> Decision | None:
+    return Decision(Outcome.ISSUED)
+
+
+RULES = (
+    _Rule("a message for another agency gets silence", _other_agency),
+    _Rule("a closed service says where to go instead", _closed),
+    _Rule("what was not understood says how to write it", _not_understood),
+    _Rule("code and phone must belong together; one answer for every way they do not", _not_proved),
+    _Rule("a living case is joined, a few texts at most", _joins),
+    _Rule("beyond a limit: when to try again", _over_limit),
+    _Rule("a new case", _issues),
+)
+
+
+def decide(facts: Facts, limits: Limits, now: datetime) -> Decision:
+    """What becomes of the request with these facts.
+
+    An error beyond the hourly number gets silence, so that two machines never answer each other for
+    ever; what would succeed is never met with silence.
+    """
+    for rule in RULES:
+        decision = rule.decide(facts, limits, now)
+        if decision is not None:
+            break
+    assert decision is not None  # the last rule always speaks
+    if decision.outcome in ERRORS and limits.errors.free_at(facts.phone_errors, now) is not None:
+        return Decision(Outcome.SILENCED)
+    return decision
