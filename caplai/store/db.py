@@ -1,0 +1,86 @@
+"""Connections for those who write set-based SQL on connections of their own (the engine's threads)."""
+
+import asyncio
+import functools
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import psycopg
+from django.db import connections
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+T = TypeVar("T")
+
+
+def django_database(conninfo: str) -> dict[str, object]:
+    """Django's DATABASES entry for a libpq conninfo or `postgresql://` URL."""
+    parts = conninfo_to_dict(conninfo)
+    names = {"dbname": "NAME", "user": "USER", "password": "PASSWORD", "host": "HOST", "port": "PORT"}
+    database: dict[str, object] = {
+        ours: str(parts.pop(theirs)) for theirs, ours in names.items() if parts.get(theirs)
+    }
+    return {
+        "ENGINE": "django.db.backends.postgresql",
+        "CONN_MAX_AGE": None,
+        "CONN_HEALTH_CHECKS": True,
+        "OPTIONS": parts,
+        **database,
+    }
+
+
+def conninfo() -> str:
+    """The libpq conninfo of Django's database (in tests: of the test database). Holds its password."""
+    settings = connections["default"].settings_dict
+    names = {"NAME": "dbname", "USER": "user", "PASSWORD": "password", "HOST": "host", "PORT": "port"}
+    parts = {theirs: settings[ours] for ours, theirs in names.items() if settings.get(ours)}
+    options = {key: str(value) for key, value in settings["OPTIONS"].items() if isinstance(value, str | int)}
+    return make_conninfo(**parts, **options)
+
+
+def connect(**options) -> psycopg.Connection:
+    """A psycopg connection in autocommit; transactions are opened where they are meant."""
+    return psycopg.connect(conninfo(), autocommit=True, application_name="caplai", **options)
+
+
+class DatabaseThreads:
+    """Worker threads, each with a psycopg connection of its own, for an asyncio loop that must not wait.
+
+    A connection that broke is made anew at the next call. Connecting waits `connect_timeout` seconds at
+    most, a statement `statement_timeout`, so that a call fails before a carrier's patience ends.
+    """
+
+    def __init__(self, size: int, *, connect_timeout: int = 2, statement_timeout: float = 3.0) -> None:
+        self._pool = ThreadPoolExecutor(size, thread_name_prefix="db")
+        self._local = threading.local()
+        self._connections: list[psycopg.Connection] = []
+        self._options = {
+            "connect_timeout": connect_timeout,
+            "options": f"-c statement_timeout={int(statement_timeout * 1000)}",
+        }
+
+    async def run(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """`function(connection, *args, **kwargs)` in a thread; raises what it raises."""
+        return await asyncio.get_running_loop().run_in_executor(
+            self._pool, functools.partial(self._call, function, *args, **kwargs)
+        )
+
+    def _call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        connection = getattr(self._local, "connection", None)
+        if connection is None or connection.closed:
+            connection = self._local.connection = connect(**self._options)
+            self._connections.append(connection)
+        try:
+            return function(connection, *args, **kwargs)
+        except psycopg.OperationalError:
+            # A restarted server leaves a connection that is broken but does not know it.
+            connection.close()
+            self._connections.remove(connection)
+            raise
+
+    def close(self) -> None:
+        """Wait for the calls under way, then close the connections."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        for connection in self._connections:
+            connection.close()

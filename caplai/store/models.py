@@ -1,0 +1,352 @@
+"""The only tables. The hot ones (account, inbox, outbox, reissue_case) are read and written by the
+set-based SQL of queues.py and service/; the ORM serves everywhere else.
+
+Hot tables have no foreign keys to `account`: each insert would lock (and so dirty) a page of a table of
+millions, and the tables could not be spread by account later. The service layer keeps them true.
+"""
+
+import secrets
+import uuid
+
+from django.contrib.auth.base_user import AbstractBaseUser, BaseUserManager
+from django.contrib.auth.models import PermissionsMixin
+from django.contrib.postgres.fields import ArrayField
+from django.db import models
+from django.db.models import Q
+from django.db.models.functions import Now
+from django.utils.crypto import salted_hmac
+
+
+class Text(models.TextField):
+    """Text compared byte by byte: codes, phones and names of states need no language's order."""
+
+    def __init__(self, *args, **kwargs):
+        kwargs.setdefault("db_collation", "C")
+        super().__init__(*args, **kwargs)
+
+    def db_type(self, connection):
+        # So spelt, Django adds no second index for LIKE to each unique one: in the C collation it has no use.
+        return "pg_catalog.text"
+
+
+class Account(models.Model):
+    """A citizen's account. Narrow: 21.6 million rows that the hot paths read."""
+
+    class State(models.TextChoices):
+        PENDING = "pending"
+        APPROVED = "approved"
+        CLOSED = "closed"
+
+    code = Text(primary_key=True, help_text="The insurance code: exactly ten digits, leading zeros matter.")
+    phone = Text(help_text="The registered phone, E.164 with plus.")
+    email = Text(blank=True, db_default="")
+    state = Text(choices=State.choices, db_default=State.PENDING)
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        db_table = "account"
+        indexes = [models.Index(fields=["phone"], name="account_phone")]
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(code__regex=r"^[0-9]{10}$"), name="account_code_is_ten_digits"
+            ),
+            models.CheckConstraint(
+                condition=Q(phone__regex=r"^\+[0-9]{8,15}$"), name="account_phone_is_e164"
+            ),
+            models.CheckConstraint(
+                condition=Q(state__in=["pending", "approved", "closed"]), name="account_state_is_known"
+            ),
+        ]
+
+
+class LoginManager(BaseUserManager):
+    def create_superuser(self, username: str, password: str | None = None, **fields):
+        login = self.model(username=username, is_staff=True, is_superuser=True, **fields)
+        login.set_password(password)
+        login.save(using=self._db)
+        return login
+
+    def get_by_natural_key(self, username: str):
+        return self.get(username=username)
+
+
+def new_stamp() -> str:
+    return secrets.token_hex(8)
+
+
+class Login(AbstractBaseUser, PermissionsMixin):
+    """Who may sign in: a citizen's (with an account, made at the first sign-in) or an operator's (without)."""
+
+    username = Text(unique=True, help_text="The account's code, or the operator's name.")
+    account = models.OneToOneField(Account, models.CASCADE, null=True, blank=True, related_name="login")
+    is_active = models.BooleanField(default=True)
+    is_staff = models.BooleanField(default=False)
+    stamp = Text(default=new_stamp, help_text="Changing it ends every session and remembered device.")
+    created_at = models.DateTimeField(db_default=Now())
+
+    USERNAME_FIELD = "username"
+    objects = LoginManager()
+
+    class Meta:
+        db_table = "login"
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(account__isnull=True) | Q(is_staff=False, is_superuser=False),
+                name="login_with_account_has_no_staff_rights",
+            ),
+            models.CheckConstraint(
+                condition=Q(account__isnull=True) | Q(username=models.F("account")),
+                name="login_username_is_the_code",
+            ),
+        ]
+
+    def _get_session_auth_hash(self, secret: str | None = None) -> str:
+        """What a session must carry to live. Django asks for it with the active and with the older secrets."""
+        value = self.password + self.stamp
+        return salted_hmac("caplai.login", value, secret=secret, algorithm="sha256").hexdigest()
+
+
+class Device(models.Model):
+    """A device that signed in before: it has guesses of its own. Only a hash of its token is kept."""
+
+    login = models.ForeignKey(Login, models.CASCADE, related_name="devices")
+    token_hash = models.BinaryField(unique=True)
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        db_table = "device"
+
+
+class Guess(models.Model):
+    """A failed sign-in. `account` is empty when there is no such account; `device` when it is unknown."""
+
+    at = models.DateTimeField(db_default=Now())
+    account = Text(null=True)
+    device = models.BigIntegerField(null=True)
+    network = Text()
+    cleared = models.BooleanField(
+        db_default=False, help_text="A completed sign-in cleared it for the account."
+    )
+
+    class Meta:
+        db_table = "guess"
+        indexes = [
+            models.Index(fields=["account", "at"], name="guess_account", condition=Q(cleared=False)),
+            models.Index(fields=["network", "at"], name="guess_network"),
+            models.Index(fields=["at"], name="guess_at"),
+        ]
+
+
+class Case(models.Model):
+    """One need for a password, with all its repeats. The password is derived from these frozen inputs."""
+
+    class End(models.TextChoices):
+        USED = "used"
+        EXPIRED = "expired"
+        GUESSED_OUT = "guessed_out"
+        REPORTED = "reported"
+        ACCOUNT_CHANGED = "account_changed"
+        RESTORED = "restored"
+
+    pk = models.CompositePrimaryKey("account", "id")
+    account = Text(help_text="The account's code.")
+    id = models.UUIDField(default=uuid.uuid4, help_text="128 random bits.")
+    phone = Text(help_text="Where its password goes.")
+    channel = Text()
+    key = Text(help_text="The id of the issuing key.")
+    version = models.SmallIntegerField()
+    length = models.SmallIntegerField()
+    alphabet = Text()
+    texts = models.SmallIntegerField(default=1, help_text="How many texts carry its password.")
+    opened_at = models.DateTimeField()
+    expires_at = models.DateTimeField()
+    ended_at = models.DateTimeField(null=True)
+    ended_as = Text(null=True, choices=End.choices)
+
+    class Meta:
+        db_table = "reissue_case"  # `case` is a reserved word of SQL
+        indexes = [models.Index(fields=["phone", "opened_at"], name="reissue_case_phone")]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["account"],
+                condition=Q(ended_at__isnull=True),
+                name="reissue_case_one_open_per_account",
+            ),
+            models.CheckConstraint(
+                condition=Q(ended_at__isnull=True, ended_as__isnull=True)
+                | Q(ended_at__isnull=False, ended_as__isnull=False),
+                name="reissue_case_end_has_a_reason",
+            ),
+        ]
+
+
+class LinkSession(models.Model):
+    """One bind of one engine to one link.
+
+    `confirmed_at`: what was acknowledged before this moment is known to have arrived, because the SMSC
+    answered a request that we sent later on the same connection.
+    """
+
+    link = Text()
+    engine = Text(help_text="Host and process id.")
+    started_at = models.DateTimeField(db_default=Now())
+    seen_at = models.DateTimeField(db_default=Now())
+    confirmed_at = models.DateTimeField(null=True)
+    ended_at = models.DateTimeField(null=True)
+
+    class Meta:
+        db_table = "link_session"
+        indexes = [models.Index(fields=["link", "started_at"], name="link_session_link")]
+
+
+class Inbox(models.Model):
+    """A message from a phone (MO). Its row is inserted, and committed, before it is acknowledged."""
+
+    id = models.BigAutoField(primary_key=True)
+    received_at = models.DateTimeField(db_default=Now())
+    link = Text()
+    session = models.BigIntegerField(null=True)
+    source = Text(help_text="As the carrier gave it.")
+    source_ton = models.SmallIntegerField(db_default=1)
+    source_npi = models.SmallIntegerField(db_default=1)
+    destination = Text()
+    coding = models.SmallIntegerField(db_default=0)
+    text = models.TextField()
+    decided_at = models.DateTimeField(null=True)
+    outcome = Text(null=True)
+    case_id = models.UUIDField(null=True)
+    error = Text(null=True, help_text="Why it is parked: the class of the error and where, never its text.")
+
+    class Meta:
+        db_table = "inbox"
+        indexes = [
+            models.Index(
+                fields=["id"], name="inbox_waiting", condition=Q(outcome__isnull=True, error__isnull=True)
+            ),
+            models.Index(fields=["source", "received_at"], name="inbox_source"),
+        ]
+
+
+class Segment(models.Model):
+    """A part of a long message, kept until the others have come or the time is up."""
+
+    link = Text()
+    source = Text()
+    destination = Text()
+    reference = models.IntegerField()
+    total = models.SmallIntegerField()
+    number = models.SmallIntegerField()
+    source_ton = models.SmallIntegerField()
+    source_npi = models.SmallIntegerField()
+    session = models.BigIntegerField(null=True)
+    coding = models.SmallIntegerField()
+    payload = models.BinaryField()
+    received_at = models.DateTimeField(db_default=Now())
+    joined_at = models.DateTimeField(null=True, help_text="Kept for a while to recognise a redelivery.")
+
+    class Meta:
+        db_table = "segment"
+        constraints = [
+            models.UniqueConstraint(
+                fields=["link", "source", "destination", "reference", "total", "number"],
+                condition=Q(joined_at__isnull=True),
+                name="segment_once",
+            )
+        ]
+        indexes = [models.Index(fields=["received_at"], name="segment_received_at")]
+
+
+class Wording(models.Model):
+    """Every text ever sent, without what differs from person to person.
+
+    Interned, so that a reply is sent again with the identical text whatever the configuration says by then.
+    """
+
+    text = Text(unique=True)
+
+    class Meta:
+        db_table = "wording"
+
+
+class Outbox(models.Model):
+    """A message to a phone (MT). The text is made from the wording and the case, in memory only."""
+
+    class State(models.TextChoices):
+        READY = "ready"
+        CLAIMED = "claimed"
+        SENT = "sent"
+        FAILED = "failed"
+
+    id = models.BigAutoField(primary_key=True)
+    created_at = models.DateTimeField(db_default=Now())
+    inbox_id = models.BigIntegerField(null=True)
+    kind = Text(help_text="The outcome that it tells.")
+    wording = models.IntegerField()
+    account = Text(null=True)
+    case_id = models.UUIDField(null=True)
+    until = models.DateTimeField(null=True)
+    link = Text()
+    sender = Text()
+    destination = Text(help_text="Digits, as SMPP wants them.")
+    destination_ton = models.SmallIntegerField(null=True, help_text="Empty: as the link is configured.")
+    destination_npi = models.SmallIntegerField(null=True)
+    state = Text(db_default=State.READY, choices=State.choices)
+    attempts = models.SmallIntegerField(db_default=0)
+    due_at = models.DateTimeField(db_default=Now())
+    claimed_by = Text(null=True)
+    settled_at = models.DateTimeField(null=True)
+    status = models.BigIntegerField(null=True, help_text="The last command_status of the SMSC.")
+    message_id = Text(null=True, help_text="The SMSC's, kept only where receipts are asked for.")
+    receipt = Text(null=True, help_text="The receipt's state, raw.")
+
+    class Meta:
+        db_table = "outbox"
+        indexes = [
+            models.Index(
+                fields=["link", "due_at"], name="outbox_waiting", condition=Q(state__in=["ready", "claimed"])
+            ),
+            models.Index(
+                fields=["message_id"], name="outbox_message_id", condition=Q(message_id__isnull=False)
+            ),
+        ]
+
+
+class Receipt(models.Model):
+    """A delivery receipt as it came. `outbox` stays empty when it matches nothing that we sent."""
+
+    received_at = models.DateTimeField(db_default=Now())
+    link = Text()
+    message_ids = ArrayField(
+        models.TextField(), help_text="The id in each form that a carrier might have meant."
+    )
+    state = Text(help_text="Raw.")
+    error = Text(null=True)
+    outbox_id = models.BigIntegerField(null=True)
+
+    class Meta:
+        db_table = "receipt"
+
+
+class Event(models.Model):
+    """What happened to an account or the service outside the message flow. Holds no phone and no code."""
+
+    at = models.DateTimeField(db_default=Now())
+    kind = Text()
+    login_id = models.BigIntegerField(null=True)
+    case_id = models.UUIDField(null=True)
+    data = models.JSONField(default=dict)
+
+    class Meta:
+        db_table = "event"
+        indexes = [models.Index(fields=["login_id", "at"], name="event_login")]
+
+
+class Switch(models.Model):
+    """A decision of the operator's that holds for every process at once, such as a closed service."""
+
+    name = Text(primary_key=True)
+    value = models.JSONField()
+    changed_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        db_table = "switch"

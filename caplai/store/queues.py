@@ -1,0 +1,341 @@
+"""The two queues: accept → claim → settle, in set-based SQL.
+
+Inbox: `accept` stores what a carrier delivered (only then is it acknowledged); `claim_inbox` takes a batch
+for the transaction that decides it, so a crash gives it back by itself. Outbox: `claim_outbox` takes rows
+with a lease, because what follows crosses a network; `settle_outbox` writes what became of them. A claimed
+row whose lease has run out is due again, whoever claimed it.
+
+Every function works in the caller's transaction unless it says otherwise.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import IntEnum
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from psycopg.rows import class_row
+
+REDELIVERY = timedelta(seconds=60)
+"""The same message may come again this long after an acknowledgement that may not have arrived (service.md)."""
+INBOX_CHANNEL = "caplai_inbox"
+OUTBOX_CHANNEL = "caplai_outbox"
+
+
+class Suspect(IntEnum):
+    """Whether an arriving message may be one that we have stored already."""
+
+    NO = 0
+    UNCONFIRMED = 1
+    """Its twin may stand among what another connection stored and perhaps never acknowledged."""
+    ANY = 2
+    """Its twin may stand anywhere: we know of one whose acknowledgement was late or never sent."""
+
+
+@dataclass(slots=True, repr=False)
+class Arrival:
+    """A message, or a part of one, as a carrier delivered it. `text` is None for a part."""
+
+    source: str
+    source_ton: int
+    source_npi: int
+    destination: str
+    coding: int
+    text: str | None
+    reference: int = 0
+    total: int = 1
+    number: int = 1
+    payload: bytes = b""
+    suspect: Suspect = Suspect.NO
+
+
+@dataclass(slots=True, repr=False)
+class Waiting:
+    """A claimed inbox row."""
+
+    id: int
+    received_at: datetime
+    link: str
+    source: str
+    source_ton: int
+    source_npi: int
+    destination: str
+    text: str
+
+
+@dataclass(slots=True, repr=False)
+class Due:
+    """A claimed outbox row, with its wording and the frozen inputs of its case's password (if it has one)."""
+
+    id: int
+    kind: str
+    link: str
+    sender: str
+    destination: str
+    destination_ton: int | None
+    destination_npi: int | None
+    attempts: int
+    created_at: datetime
+    wording: str
+    until: datetime | None
+    account: str | None
+    case_id: UUID | None
+    key: str | None
+    version: int | None
+    length: int | None
+    alphabet: str | None
+    expires_at: datetime | None
+
+
+@dataclass(slots=True)
+class Settled:
+    """What became of a claimed outbox row. `again_in`: seconds until it is due once more, or None: final."""
+
+    id: int
+    sent: bool
+    status: int | None = None
+    message_id: str | None = None
+    again_in: float | None = None
+
+
+# --- inbox -----------------------------------------------------------------------------------------
+
+# A suspect is the same message as a stored one with the same link, addresses and body, if that one's
+# acknowledgement may not have arrived.
+_TWIN = """
+    stored.link = %(link)s and stored.source = a.source and stored.destination = a.destination
+    and stored.received_at > now() - %(redelivery)s
+    and (a.suspect = 2 or (
+        stored.session is distinct from %(session)s
+        and stored.received_at > coalesce(
+            (select s.confirmed_at from link_session s where s.id = stored.session), '-infinity')))
+"""
+
+_INSERT_INBOX = f"""
+insert into inbox (received_at, link, session, source, source_ton, source_npi, destination, coding, text)
+select now(), %(link)s, %(session)s, source, source_ton, source_npi, destination, coding, text
+from unnest(%(source)s::text[], %(source_ton)s::smallint[], %(source_npi)s::smallint[], %(destination)s::text[],
+            %(coding)s::smallint[], %(text)s::text[], %(suspect)s::smallint[])
+     with ordinality as a (source, source_ton, source_npi, destination, coding, text, suspect, nth)
+where a.suspect = 0 or not exists (select from inbox stored where {_TWIN} and stored.text = a.text)
+order by nth
+"""  # noqa: S608
+
+_INSERT_SEGMENTS = f"""
+insert into segment (received_at, link, session, source, source_ton, source_npi, destination, coding,
+                     reference, total, number, payload)
+select now(), %(link)s, %(session)s, source, source_ton, source_npi, destination, coding,
+       reference, total, number, payload
+from unnest(%(source)s::text[], %(source_ton)s::smallint[], %(source_npi)s::smallint[], %(destination)s::text[],
+            %(coding)s::smallint[], %(reference)s::int[], %(total)s::smallint[], %(number)s::smallint[],
+            %(payload)s::bytea[], %(suspect)s::smallint[])
+     as a (source, source_ton, source_npi, destination, coding, reference, total, number, payload, suspect)
+where a.suspect = 0 or not exists (
+    select from segment stored where {_TWIN} and stored.reference = a.reference and stored.total = a.total
+    and stored.number = a.number and stored.payload = a.payload)
+on conflict (link, source, destination, reference, total, number) where joined_at is null do nothing
+"""  # noqa: S608
+
+# The sets that are whole (or whose time is up), marked as joined: they stay a while to recognise a redelivery.
+_JOIN_SEGMENTS = """
+with ready as (
+    select link, source, destination, reference, total
+    from segment where joined_at is null {which}
+    group by link, source, destination, reference, total
+    having count(*) = total or min(received_at) < now() - %(patience)s
+), taken as (
+    select segment.id from segment join ready using (link, source, destination, reference, total)
+    where joined_at is null for update skip locked
+)
+update segment set joined_at = now() from taken where segment.id = taken.id
+returning link, session, source, source_ton, source_npi, destination, coding, reference, total, number, payload
+"""
+
+
+def accept(
+    conn: psycopg.Connection, link: str, session: int | None, arrivals: Sequence[Arrival], join
+) -> datetime:
+    """Store what arrived by `link`, committed when this returns. Redeliveries fall out, parts are joined.
+
+    `join(coding, parts: dict[int, bytes], total) -> str` makes the text of a long message; it is the
+    caller's, who knows the link's alphabet. Returns the
+    `received_at` of all of them. Raises psycopg.Error when
+    nothing is certain: the carrier must keep the messages and send them again.
+    """
+    with conn.transaction():
+        whole = [arrival for arrival in arrivals if arrival.text is not None]
+        parts = [arrival for arrival in arrivals if arrival.text is None]
+        if parts:
+            conn.execute(_INSERT_SEGMENTS, _columns(link, session, parts, _PART_COLUMNS))
+            whole += _joined(
+                conn, join, " and source = any(%(source)s)", source=[part.source for part in parts]
+            )
+        if whole:
+            conn.execute(_INSERT_INBOX, _columns(link, session, whole, _TEXT_COLUMNS))
+        conn.execute(f"notify {INBOX_CHANNEL}")
+        row = conn.execute("select now()").fetchone()
+    assert row is not None
+    return row[0]
+
+
+def sweep_segments(conn: psycopg.Connection, link: str, join, patience: timedelta) -> None:
+    """Join what waited longer than `patience` with the parts that came, and forget what was joined long ago.
+
+    Parts that two connections stored at the same moment are found here too. Opens its own transaction.
+    """
+    with conn.transaction():
+        conn.execute("delete from segment where joined_at < now() - interval '10 minutes'")
+        late = _joined(conn, join, " and link = %(link)s", patience=patience, link=link)
+        if late:
+            conn.execute(_INSERT_INBOX, _columns(link, None, late, _TEXT_COLUMNS))
+            conn.execute(f"notify {INBOX_CHANNEL}")
+
+
+_ADDRESS_COLUMNS = ("source", "source_ton", "source_npi", "destination", "coding", "suspect")
+_TEXT_COLUMNS = (*_ADDRESS_COLUMNS, "text")
+_PART_COLUMNS = (*_ADDRESS_COLUMNS, "reference", "total", "number", "payload")
+
+
+def _columns(
+    link: str, session: int | None, arrivals: Sequence[Arrival], names: Iterable[str]
+) -> dict[str, Any]:
+    columns: dict[str, Any] = {name: [getattr(arrival, name) for arrival in arrivals] for name in names}
+    columns["suspect"] = [int(suspect) for suspect in columns["suspect"]]
+    return {**columns, "link": link, "session": session, "redelivery": REDELIVERY}
+
+
+def _joined(
+    conn: psycopg.Connection, join, which: str, patience=timedelta(days=3650), **values
+) -> list[Arrival]:
+    rows = conn.execute(_JOIN_SEGMENTS.format(which=which), {"patience": patience, **values}).fetchall()
+    sets: dict[tuple, list[tuple]] = {}
+    for row in rows:
+        sets.setdefault((row[0], row[2], row[5], row[7], row[8]), []).append(row)
+    joined = []
+    for (_, source, destination, _, total), found in sets.items():
+        first = min(found, key=lambda row: row[9])
+        text = join(first[6], {row[9]: bytes(row[10]) for row in found}, total)
+        joined.append(Arrival(source, first[3], first[4], destination, first[6], text))
+    return joined
+
+
+def claim_inbox(conn: psycopg.Connection, count: int) -> list[Waiting]:
+    """Up to `count` undecided messages in the order of arrival, locked until the transaction ends."""
+    with conn.cursor(row_factory=class_row(Waiting)) as cursor:
+        return cursor.execute(
+            "select id, received_at, link, source, source_ton, source_npi, destination, text from inbox"
+            " where outcome is null and error is null order by id limit %s for update skip locked",
+            [count],
+        ).fetchall()
+
+
+def park(conn: psycopg.Connection, inbox_id: int, error: str) -> None:
+    """Set a message aside that our own code fails on. `error` names class and place, never a text."""
+    conn.execute("update inbox set error = %s where id = %s and outcome is null", [error, inbox_id])
+
+
+# --- outbox ----------------------------------------------------------------------------------------
+
+_CLAIM_OUTBOX = """
+with due as (
+    select id from outbox where link = %(link)s and state in ('ready', 'claimed') and due_at <= now()
+    order by due_at limit %(count)s for update skip locked
+), claimed as (
+    update outbox set state = 'claimed', claimed_by = %(engine)s, attempts = attempts + 1, due_at = now() + %(lease)s
+    from due where outbox.id = due.id
+    returning outbox.*
+)
+select o.id, o.kind, o.link, o.sender, o.destination, o.destination_ton, o.destination_npi, o.attempts, o.created_at,
+       w.text as wording, o.until, o.account, o.case_id, c.key, c.version, c.length, c.alphabet, c.expires_at
+from claimed o join wording w on w.id = o.wording
+left join reissue_case c on c.account = o.account and c.id = o.case_id
+order by o.id
+"""
+
+
+def claim_outbox(conn: psycopg.Connection, link: str, engine: str, count: int, lease: timedelta) -> list[Due]:
+    """Up to `count` messages due on `link`, ours for `lease`; after it they are due again."""
+    with conn.cursor(row_factory=class_row(Due)) as cursor:
+        return cursor.execute(
+            _CLAIM_OUTBOX, {"link": link, "engine": engine, "count": count, "lease": lease}
+        ).fetchall()
+
+
+_SETTLE_OUTBOX = """
+update outbox set
+    state = case when s.sent then 'sent' when s.again_in is null then 'failed' else 'ready' end,
+    settled_at = case when s.sent or s.again_in is null then now() end,
+    due_at = case when s.again_in is null then due_at else now() + s.again_in * interval '1 second' end,
+    claimed_by = null, status = coalesce(s.status, outbox.status), message_id = s.message_id
+from unnest(%(id)s::bigint[], %(sent)s::bool[], %(status)s::bigint[], %(message_id)s::text[], %(again_in)s::float[])
+     as s (id, sent, status, message_id, again_in)
+where outbox.id = s.id and outbox.state = 'claimed' and outbox.claimed_by = %(engine)s
+"""
+
+
+def settle_outbox(conn: psycopg.Connection, engine: str, settled: Sequence[Settled]) -> None:
+    """Write what became of rows that `engine` had claimed; rows that others hold by now stay as they are."""
+    names = ("id", "sent", "status", "message_id", "again_in")
+    columns = {name: [getattr(row, name) for row in settled] for name in names}
+    conn.execute(_SETTLE_OUTBOX, {**columns, "engine": engine})
+
+
+def intern(conn: psycopg.Connection, texts: Iterable[str]) -> dict[str, int]:
+    """The ids of these wordings, added where they are new. Not to be called inside a transaction."""
+    wanted = sorted(set(texts))
+    conn.execute(
+        "insert into wording (text) select unnest(%s::text[]) on conflict (text) do nothing", [wanted]
+    )
+    return dict(
+        conn.execute("select text, id from wording where text = any(%s::text[])", [wanted]).fetchall()
+    )
+
+
+# --- receipts --------------------------------------------------------------------------------------
+
+
+def accept_receipts(conn: psycopg.Connection, link: str, receipts: Sequence[Mapping[str, Any]]) -> None:
+    """Store delivery receipts as they came, and match them to what was sent where that can be done.
+
+    Each has `message_ids` (the id in every form the carrier might have meant), `state` and `error`, raw.
+    Commits when it returns.
+    """
+    with conn.transaction():
+        for receipt in receipts:
+            conn.execute(
+                """
+                with matched as (
+                    update outbox set receipt = %(state)s where id = (
+                        select id from outbox where link = %(link)s and message_id = any(%(message_ids)s::text[])
+                        order by id desc limit 1)
+                    returning id)
+                insert into receipt (link, message_ids, state, error, outbox_id)
+                values (%(link)s, %(message_ids)s::text[], %(state)s, %(error)s, (select id from matched))
+                """,
+                {"link": link, **receipt},
+            )
+
+
+# --- sessions of the links -------------------------------------------------------------------------
+
+
+def open_session(conn: psycopg.Connection, link: str, engine: str) -> int:
+    """A new bind of `engine` to `link`; returns its id."""
+    row = conn.execute(
+        "insert into link_session (link, engine) values (%s, %s) returning id", [link, engine]
+    ).fetchone()
+    assert row is not None
+    return row[0]
+
+
+def touch_session(
+    conn: psycopg.Connection, session: int, confirmed_at: datetime | None, ended: bool = False
+) -> None:
+    """The bind lives (or has ended); what arrived up to `confirmed_at` is known to be acknowledged."""
+    conn.execute(
+        "update link_session set seen_at = now(), confirmed_at = coalesce(%s, confirmed_at),"
+        " ended_at = case when %s then now() end where id = %s",
+        [confirmed_at, ended, session],
+    )
