@@ -1,0 +1,87 @@
+"""The settings of a link to a carrier, and what its SMSC's answers mean."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+from caplai.service.deliver import Verdict
+from caplai.smpp.pdu import Status
+
+
+class Tls(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ca_file: Path | None = Field(None, description="Certificates to trust instead of the system's.")
+    verify: bool = Field(True, description="Check the carrier's certificate and name.")
+
+
+class Link(BaseModel):
+    """One configured bind (or a pair of them) to a carrier's SMSC."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$", description="Its name in commands, logs and figures."
+    )
+    host: str = Field(description="The SMSC's host name or address.")
+    port: int = Field(2775, ge=1, le=65535, description="The SMSC's port.")
+    system_id: str = Field("caplai", max_length=15, description="Our name there (SMPP system_id).")
+    password: SecretStr = Field(
+        SecretStr(""), description="Our password there; SMPP 3.4 has eight characters."
+    )
+    system_type: str = Field("", max_length=12, description="SMPP system_type, if the carrier wants one.")
+    short_codes: list[str] = Field(["8079"], description="The short codes that arrive by it.")
+    bind: Literal["transceiver", "pair"] = Field(
+        "transceiver", description="`transceiver`, or `pair`: a transmitter with a receiver."
+    )
+    use: list[Literal["mo", "mt"]] = Field(
+        ["mo", "mt"], min_length=1, description="Which way messages go: `mo` from phones, `mt` to phones."
+    )
+    window: int = Field(50, ge=1, le=1000, description="Messages sent and not yet answered, at most.")
+    tps: int = Field(0, ge=0, description="Messages sent a second, at most; 0: no limit.")
+    tls: Tls | bool = Field(False, description="TLS: `true`, or a table with `ca_file` and `verify`.")
+    sender: str | None = Field(
+        None, description="The sender (brandname) of what we send; none: the short code that was texted."
+    )
+    sender_ton: int = Field(0, ge=0, le=255, description="TON of the sender (SMPP 5.2.5).")
+    sender_npi: int = Field(1, ge=0, le=255, description="NPI of the sender (SMPP 5.2.6).")
+    phone_ton: int = Field(1, ge=0, le=255, description="TON of a phone we send to; 1: international.")
+    phone_npi: int = Field(1, ge=0, le=255, description="NPI of a phone we send to; 1: E.164.")
+    default_alphabet: Literal["gsm0338", "latin1", "ascii"] = Field(
+        "gsm0338", description="What data_coding 0 means on this link."
+    )
+    receipts: bool = Field(False, description="Ask for delivery receipts; they double the PDUs.")
+    enquire_link: float = Field(
+        30, gt=0, description="Idle seconds after which we ask whether the peer is there."
+    )
+    response_timeout: float = Field(
+        10, gt=0, le=60, description="Seconds after which an unanswered request is lost."
+    )
+
+
+# SMPP 3.4, 5.1.3: what stays refused however often it is sent. A status that is not here, a carrier's own
+# included, may pass: the message is tried again, bounded in number and time.
+PERMANENT = frozenset(
+    {
+        Status.ESME_RINVMSGLEN,
+        Status.ESME_RINVCMDLEN,
+        Status.ESME_RINVCMDID,
+        Status.ESME_RINVSRCADR,
+        Status.ESME_RINVDSTADR,
+        Status.ESME_RINVESMCLASS,
+        Status.ESME_RINVSRCTON,
+        Status.ESME_RINVSRCNPI,
+        Status.ESME_RINVDSTTON,
+        Status.ESME_RINVDSTNPI,
+        Status.ESME_RX_P_APPN,
+        Status.ESME_RX_R_APPN,
+    }
+)
+
+
+def verdict(status: int) -> Verdict:
+    """What the SMSC's answer to a submit_sm means for the message."""
+    if status == Status.ESME_ROK:
+        return Verdict.SENT
+    return Verdict.NEVER if status in PERMANENT else Verdict.AGAIN

@@ -1,0 +1,295 @@
+"""The one configuration: environment `CAPLAI_*` over `caplai.toml` over the defaults written here.
+
+Every field's description is its documentation: docs/configuration.md is checked against it by a test.
+Nested values are named with two underscores (`CAPLAI_SERVICE__KEYWORD`); a list is given as JSON
+(`CAPLAI_SERVICE__SHORT_CODES='["8079"]'`). An unknown setting is refused by its name.
+"""
+
+import ipaddress
+import os
+import tomllib
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from caplai.channels.links import Link
+from caplai.domain.grammar import Grammar
+from caplai.domain.issuing import DIGITS, LETTERS
+from caplai.domain.policy import Limit, Limits
+from caplai.domain.replies import Texts
+
+PREFIX = "CAPLAI_"
+# Read from the environment by the command line itself, before there is a configuration.
+NOT_SETTINGS = {"CAPLAI_CONFIG"}
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used. Its text names each setting and says what is wrong with it."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Service(Section):
+    """What citizens text to, and what they are answered."""
+
+    keyword: str = Field("BH", min_length=1, description="The agency's keyword on the short code.")
+    command: str = Field(
+        "MK", min_length=1, description="The word after the keyword that asks for a password."
+    )
+    short_codes: list[str] = Field(["8079"], min_length=1, description="The short codes that people text to.")
+    other_keywords: list[str] = Field(
+        ["VIN", "MKH"],
+        description="Keywords of other agencies on a shared short code: their messages get silence.",
+    )
+    portal: str = Field(
+        "ung dung VssID, muc Quen mat khau",
+        description="Where the free way is, as texts name it (unaccented). Fills `{portal}`.",
+    )
+    mt_link: str | None = Field(
+        None,
+        description="The link for messages that answer none, or whose own may not send; none: the first that may.",
+    )
+
+
+class Password(Section):
+    """The password that is issued. These values are frozen into each case when it opens."""
+
+    length: int = Field(6, ge=6, le=32, description="Characters of an issued password.")
+    alphabet: str = Field(DIGITS, min_length=10, description="The characters it is drawn from, each once.")
+    long_length: int = Field(
+        10, ge=8, le=32, description="Its length once strangers have used up an account's guesses."
+    )
+    long_alphabet: str = Field(
+        LETTERS, min_length=10, description="The characters of the long form, without look-alikes."
+    )
+    lifetime: timedelta = Field(
+        timedelta(hours=24), description="How long it lives: ten minutes to 72 hours (`PT24H`, or seconds)."
+    )
+    texts_per_case: int = Field(5, ge=1, le=20, description="How often one case's password is sent at most.")
+
+    @field_validator("lifetime")
+    @classmethod
+    def _lifetime_in_range(cls, value: timedelta) -> timedelta:
+        if not timedelta(minutes=10) <= value <= timedelta(hours=72):
+            raise ValueError("must be between ten minutes and 72 hours")
+        return value
+
+    @field_validator("alphabet", "long_alphabet")
+    @classmethod
+    def _distinct(cls, value: str) -> str:
+        if len(set(value)) != len(value):
+            raise ValueError("must not hold a character twice")
+        return value
+
+
+class LimitSettings(Section):
+    """How often a re-issue is given. A request that joins an open case counts for nothing."""
+
+    account_day: int = Field(3, ge=1, description="New cases of one account within 24 hours.")
+    account_month: int = Field(10, ge=1, description="New cases of one account within 30 days.")
+    phone_day: int = Field(5, ge=1, description="New cases of one phone within 24 hours, times its accounts.")
+    phone_month: int = Field(
+        20, ge=1, description="New cases of one phone within 30 days, times its accounts."
+    )
+    errors_hour: int = Field(
+        5, ge=1, description="Error replies to one phone within an hour; beyond it there is silence."
+    )
+
+
+class TextSettings(Section):
+    """The reply texts: unaccented GSM-7, 160 characters when filled."""
+
+    issued: str = Field(Texts.issued, description="The password. `{code}`, `{password}`, `{until}`.")
+    mismatch: str = Field(Texts.mismatch, description="Unknown code, another phone, or not approved.")
+    bad_code: str = Field(Texts.bad_code, description="The command without exactly one ten-digit code.")
+    bad_syntax: str = Field(Texts.bad_syntax, description="Any other message with the keyword.")
+    over_limit: str = Field(Texts.over_limit, description="Over a limit. `{until}`, `{portal}`.")
+    closed: str = Field(Texts.closed, description="The service is closed by the operator. `{portal}`.")
+
+
+class SigninSettings(Section):
+    """Guesses and throttles at the sign-in (service.md, Guesses)."""
+
+    guesses: int = Field(
+        20, ge=1, description="Wrong guesses that unknown devices have together, per account."
+    )
+    guess_window: timedelta = Field(timedelta(hours=72), description="The time over which guesses count.")
+    network_failures: int = Field(
+        100, ge=1, description="Failed sign-ins of one network (IPv4 address, IPv6 /64) within its window."
+    )
+    network_window: timedelta = Field(timedelta(minutes=10), description="The window of a network.")
+    site_failures: int = Field(
+        20_000, ge=1, description="Failed sign-ins of the whole site within an hour that raise the alarm."
+    )
+    session_age: timedelta = Field(timedelta(hours=12), description="How long a sign-in lasts.")
+
+
+class Config(BaseSettings):
+    """The whole configuration. Sections are tables in caplai.toml; `[[links]]` is a list of them."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, env_ignore_empty=True
+    )
+
+    data_dir: Path = Field(
+        default_factory=lambda: (
+            Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "caplai"
+        ),
+        description="The folder of the embedded database, the keys and the logs.",
+    )
+    database_url: SecretStr | None = Field(
+        None, description="A PostgreSQL 15 or later (`postgresql://…`); none: the embedded server."
+    )
+    pg_bin: Path | None = Field(
+        None, description="The folder of PostgreSQL's programs for the embedded server."
+    )
+    port: int = Field(8000, ge=0, le=65535, description="The web server's port; 0: any free one.")
+    address: str = Field("127.0.0.1", description="The address that the web server listens on.")
+    public_url: str | None = Field(
+        None, description="How people reach the site; with https, HTTPS is enforced and cookies are secure."
+    )
+    trusted_proxies: list[str] = Field(
+        [], description="Networks whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed."
+    )
+    engine_workers: int = Field(2, ge=1, le=32, description="Threads of the engine that decide messages.")
+    web_threads: int = Field(8, ge=1, le=128, description="Threads of the web server.")
+    keyring: Path | None = Field(
+        None, description="The keyring file; none: `keyring.json` in the data folder."
+    )
+    service: Service = Field(default_factory=Service)
+    password: Password = Field(default_factory=Password)
+    limits: LimitSettings = Field(default_factory=LimitSettings)
+    texts: TextSettings = Field(default_factory=TextSettings)
+    signin: SigninSettings = Field(default_factory=SigninSettings)
+    links: list[Link] = Field([], description="The links to the carriers, each a `[[links]]` table.")
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, value: list[str]) -> list[str]:
+        for item in value:
+            ipaddress.ip_network(item, strict=False)
+        return value
+
+    @field_validator("public_url")
+    @classmethod
+    def _url(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("http://", "https://")):
+            raise ValueError("must start with http:// or https://")
+        return value.rstrip("/") if value else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Config":
+        names = [link.name for link in self.links]
+        if len(set(names)) != len(names):
+            raise ValueError("links: two of them have the same name")
+        if self.service.mt_link is not None and self.service.mt_link not in names:
+            raise ValueError(f"service.mt_link names no link: {self.service.mt_link}")
+        longest = max(self.password.length, self.password.long_length)
+        problems = self.reply_texts.check(
+            keyword=self.service.keyword,
+            command=self.service.command,
+            short_code=max(self.service.short_codes, key=len),
+            portal=self.service.portal,
+            password_length=longest,
+        )
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def keyring_file(self) -> Path:
+        return self.keyring or self.data_dir / "keyring.json"
+
+    @property
+    def reply_texts(self) -> Texts:
+        return Texts(**self.texts.model_dump())
+
+    @property
+    def grammar(self) -> Grammar:
+        return Grammar(
+            keyword=self.service.keyword,
+            command=self.service.command,
+            short_codes=tuple(self.service.short_codes),
+            other_keywords=tuple(self.service.other_keywords),
+        )
+
+    @property
+    def policy_limits(self) -> Limits:
+        day, month = timedelta(days=1), timedelta(days=30)
+        return Limits(
+            account=(Limit(self.limits.account_day, day), Limit(self.limits.account_month, month)),
+            phone=(Limit(self.limits.phone_day, day), Limit(self.limits.phone_month, month)),
+            errors=Limit(self.limits.errors_hour, timedelta(hours=1)),
+            texts_per_case=self.password.texts_per_case,
+        )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        # What load() passes in is the file, so the environment goes over it.
+        return env_settings, init_settings
+
+
+def load(file: Path | str | None = None) -> Config:
+    """The configuration from `file` (or CAPLAI_CONFIG, or caplai.toml here if there is one).
+
+    Raises ConfigError, whose text is for people: it names each setting that is unknown or wrong.
+    """
+    explicit = file or os.environ.get("CAPLAI_CONFIG")
+    path = Path(explicit) if explicit else Path("caplai.toml")
+    values: dict[str, Any] = {}
+    if explicit or path.exists():
+        try:
+            values = tomllib.loads(path.read_text("utf-8"))
+        except OSError as error:
+            raise ConfigError(
+                f"cannot read {path}: {error.strerror}. Name another with --config FILE."
+            ) from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is not TOML: {error}") from None
+    unknown = sorted(set(_unknown_variables()))
+    if unknown:
+        raise ConfigError(
+            "\n".join(f"{name}: there is no such setting (docs/configuration.md)" for name in unknown)
+        )
+    try:
+        return Config(**values)
+    except ValidationError as error:
+        raise ConfigError(
+            "\n".join(_sentence(item, path if values else None) for item in error.errors())
+        ) from None
+    except ValueError as error:  # pydantic-settings: a list or table in the environment that is no JSON
+        raise ConfigError(f"the environment: {error}") from None
+
+
+def _unknown_variables() -> list[str]:
+    known = {PREFIX + name.upper() for name in Config.model_fields}
+    names = [name for name in os.environ if name.startswith(PREFIX) and name not in NOT_SETTINGS]
+    return [name for name in names if name.split("__")[0] not in known]
+
+
+def _sentence(item: Any, path: Path | None) -> str:
+    name = ".".join(str(part) for part in item["loc"]) or "configuration"
+    if item["type"] == "extra_forbidden":
+        where = f" ({path} or the environment)" if path else ""
+        return f"{name}: there is no such setting{where}; see docs/configuration.md"
+    return f"{name}: {item['msg'].removeprefix('Value error, ')}"

@@ -1,0 +1,404 @@
+"""The one verb behind every door: decide requests for a password, and re-issue.
+
+`reissue` decides a batch of requests, whatever door they came by; `reissue_inbox` feeds it the messages that
+wait. One transaction: lock the subjects, gather the facts in later statements, then in the order of arrival
+ask the domain and fold each outcome into the facts of the next, and write everything set-based.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import psycopg
+
+from caplai.domain import msisdn
+from caplai.domain.grammar import BadCode, BadSyntax, Command, Grammar, OtherAgency, Reissue, understand
+from caplai.domain.issuing import VERSION, Keyring, new_case_id
+from caplai.domain.policy import ERRORS, GRANTED, SILENT, Decision, Facts, Limits, OpenCase, Outcome, decide
+from caplai.domain.replies import whole_minute
+from caplai.service import locks
+from caplai.store import queues
+
+# The longest window of any limit: older cases are no facts.
+_HISTORY = timedelta(days=30)
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What an issued password looks like."""
+
+    length: int
+    alphabet: str
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Rules:
+    """What the operator configured, as the re-issue needs it."""
+
+    grammar: Grammar
+    limits: Limits
+    form: Form
+    long_form: Form
+    lifetime: timedelta
+    guesses: int
+    guess_window: timedelta
+    keyring: Callable[[], Keyring]
+    """The issuing keys as they are now."""
+    wordings: Mapping[tuple[Outcome, str], int]
+    """The id of the wording that tells an outcome, for each short code."""
+    short_code: str
+    """The short code that texts name when a message came to one that is not configured."""
+    mt_links: frozenset[str]
+    """The links that may send."""
+    mt_link: str | None
+    """The link of messages that answer none, or whose own link may not send."""
+
+    def wording(self, outcome: Outcome, short_code: str) -> int:
+        told = Outcome.ISSUED if outcome in GRANTED else outcome
+        return self.wordings.get((told, short_code)) or self.wordings[told, self.short_code]
+
+
+@dataclass(slots=True, repr=False)
+class ReplyTo:
+    """Where an answer goes: a link, the short code it comes from, and the phone as SMPP addresses it."""
+
+    link: str
+    sender: str
+    destination: str
+    ton: int | None = None
+    npi: int | None = None
+
+
+@dataclass(slots=True, repr=False)
+class Request:
+    """One request. `phone` is the proved phone (E.164), None where the sender is no phone of a person."""
+
+    command: Command
+    channel: str
+    phone: str | None
+    source: str
+    reply_to: ReplyTo
+    inbox: int | None = None
+
+
+@dataclass(slots=True, repr=False)
+class _Case:
+    """A case of an account, as stored or as opened in this batch."""
+
+    id: UUID
+    account: str
+    phone: str
+    opened_at: datetime
+    living: OpenCase
+    form: Form | None = None
+    joined: bool = False
+
+
+@dataclass(slots=True, repr=False)
+class _Ledger:
+    """The facts of a batch, by subject; each outcome is folded in before the next is decided."""
+
+    now: datetime
+    open: bool
+    long: bool
+    accounts: dict[str, str] = field(default_factory=dict)
+    """Approved accounts only: code → registered phone."""
+    cases: dict[str, _Case] = field(default_factory=dict)
+    """The case of an account that has not been ended, living or past its time."""
+    account_cases: dict[str, list[datetime]] = field(default_factory=dict)
+    phone_cases: dict[str, list[datetime]] = field(default_factory=dict)
+    phone_accounts: dict[str, int] = field(default_factory=dict)
+    errors: dict[str, list[datetime]] = field(default_factory=dict)
+    guessed: set[str] = field(default_factory=set)
+    """Accounts whose guesses strangers have used up."""
+    expired: list[_Case] = field(default_factory=list)
+    opened: list[_Case] = field(default_factory=list)
+
+    def facts(self, request: Request) -> Facts:
+        facts = Facts(open=self.open, phone_errors=self.errors.get(request.source, ()))
+        match request.command:
+            case Reissue(code):
+                case = self.cases.get(code)
+                facts.proved = request.phone is not None and self.accounts.get(code) == request.phone
+                facts.case = case.living if case else None
+                facts.account_cases = self.account_cases.get(code, ())
+                facts.phone_cases = self.phone_cases.get(request.phone or "", ())
+                facts.phone_accounts = self.phone_accounts.get(request.phone or "", 1)
+            case BadCode():
+                facts.understood = Outcome.BAD_CODE
+            case BadSyntax():
+                facts.understood = Outcome.BAD_SYNTAX
+            case OtherAgency():
+                facts.understood = Outcome.OTHER_AGENCY
+        return facts
+
+    def fold(self, request: Request, decision: Decision, rules: Rules) -> _Case | None:
+        """Take an outcome into the facts; returns the case whose password answers it."""
+        if decision.outcome in ERRORS:
+            self.errors.setdefault(request.source, []).append(self.now)
+        if decision.outcome not in GRANTED:
+            return None
+        assert isinstance(request.command, Reissue)
+        assert request.phone is not None
+        code, phone = request.command.code, request.phone
+        old = self.cases.get(code)
+        if decision.outcome is Outcome.JOINED:
+            assert old is not None
+            old.living.texts += 1
+            old.joined = True
+            return old
+        if old is not None:
+            self.expired.append(old)
+        form = rules.long_form if self.long or code in self.guessed else rules.form
+        living = OpenCase(expires_at=whole_minute(self.now + rules.lifetime), texts=1)
+        case = _Case(new_case_id(), code, phone, self.now, living, form)
+        self.cases[code] = case
+        self.opened.append(case)
+        self.account_cases.setdefault(code, []).append(self.now)
+        self.phone_cases.setdefault(phone, []).append(self.now)
+        return case
+
+
+def reissue_inbox(conn: psycopg.Connection, rules: Rules, count: int) -> int:
+    """Decide up to `count` waiting messages in one transaction; returns how many there were.
+
+    An error leaves all of them waiting.
+    """
+    with conn.transaction():
+        waiting = queues.claim_inbox(conn, count)
+        if waiting:
+            reissue(conn, [_request(message, rules) for message in waiting], rules)
+    return len(waiting)
+
+
+def park_poison(conn: psycopg.Connection, rules: Rules, count: int) -> int:
+    """Decide waiting messages one at a time and park those that our own code fails on; returns how many.
+
+    Each has a transaction of its own. Raises psycopg.OperationalError when the database is away.
+    """
+    parked = 0
+    for _ in range(count):
+        message = None
+        try:
+            with conn.transaction():
+                for message in queues.claim_inbox(conn, 1):
+                    reissue(conn, [_request(message, rules)], rules)
+        except psycopg.OperationalError:
+            raise
+        except Exception as error:
+            assert message is not None
+            queues.park(conn, message.id, type(error).__name__)
+            parked += 1
+        if message is None:
+            break
+    return parked
+
+
+def reissue(conn: psycopg.Connection, requests: Sequence[Request], rules: Rules) -> list[Decision]:
+    """Decide these requests in their order, and write cases, replies and outcomes. Needs a transaction."""
+    locks.take(conn, _subjects(requests))
+    ledger = _gather(conn, requests, rules)
+    decisions: list[Decision] = []
+    cases: list[_Case | None] = []
+    for request in requests:
+        decision = decide(ledger.facts(request), rules.limits, ledger.now)
+        decisions.append(decision)
+        cases.append(ledger.fold(request, decision, rules))
+    _write(conn, ledger, requests, decisions, cases, rules)
+    return decisions
+
+
+def _request(message: queues.Waiting, rules: Rules) -> Request:
+    phone = msisdn.from_address(message.source, message.source_ton)
+    link = message.link if message.link in rules.mt_links else rules.mt_link or message.link
+    if phone is None:  # no number of a person: the answer goes back to just what it came from
+        reply_to = ReplyTo(link, message.destination, message.source, message.source_ton, message.source_npi)
+    else:
+        reply_to = ReplyTo(link, message.destination, msisdn.digits(phone))
+    command = understand(message.text, rules.grammar)
+    return Request(command, "sms", phone, message.source, reply_to, message.id)
+
+
+def _subjects(requests: Sequence[Request]) -> list[int]:
+    codes = {request.command.code for request in requests if isinstance(request.command, Reissue)}
+    senders = {request.phone or request.source for request in requests}
+    return [locks.account_key(code) for code in codes] + [locks.phone_key(sender) for sender in senders]
+
+
+def _gather(conn: psycopg.Connection, requests: Sequence[Request], rules: Rules) -> _Ledger:
+    codes = sorted({request.command.code for request in requests if isinstance(request.command, Reissue)})
+    phones = sorted({request.phone for request in requests if request.phone is not None})
+    row = conn.execute(
+        "select clock_timestamp(),"
+        " coalesce((select (value->>'open')::bool from switch where name = 'service'), true),"
+        " coalesce((select (value->>'until')::timestamptz > now() from switch where name = 'guess_alarm'), false)"
+    ).fetchone()
+    assert row is not None
+    ledger = _Ledger(*row)
+    since = ledger.now - _HISTORY
+    if codes:
+        ledger.accounts = dict(
+            conn.execute(
+                "select code, phone from account where code = any(%s::text[]) and state = 'approved'", [codes]
+            ).fetchall()
+        )
+        for account, id_, phone, opened_at, expires_at, ended_at, texts in conn.execute(
+            "select account, id, phone, opened_at, expires_at, ended_at, texts from reissue_case"
+            " where account = any(%s::text[]) and (opened_at > %s or ended_at is null) order by opened_at",
+            [codes, since],
+        ).fetchall():
+            ledger.account_cases.setdefault(account, []).append(opened_at)
+            if ended_at is None:
+                ledger.cases[account] = _Case(id_, account, phone, opened_at, OpenCase(expires_at, texts))
+        ledger.guessed = {
+            account
+            for (account,) in conn.execute(
+                "select account from guess where account = any(%s::text[]) and device is null and not cleared"
+                " and at > %s group by account having count(*) >= %s",
+                [codes, ledger.now - rules.guess_window, rules.guesses],
+            ).fetchall()
+        }
+    if codes and phones:
+        for phone, opened_at in conn.execute(
+            "select phone, opened_at from reissue_case where phone = any(%s::text[]) and opened_at > %s"
+            " order by opened_at",
+            [phones, since],
+        ).fetchall():
+            ledger.phone_cases.setdefault(phone, []).append(opened_at)
+        ledger.phone_accounts = dict(
+            conn.execute(
+                "select phone, count(*) from account where phone = any(%s::text[]) group by phone", [phones]
+            ).fetchall()
+        )
+    sources = sorted({request.source for request in requests})
+    for source, decided_at in conn.execute(
+        "select source, decided_at from inbox where source = any(%s::text[]) and received_at > %s"
+        " and outcome = any(%s::text[]) and decided_at > %s order by decided_at",
+        [
+            sources,
+            ledger.now - timedelta(days=1),
+            [str(outcome) for outcome in ERRORS],
+            ledger.now - rules.limits.errors.window,
+        ],
+    ).fetchall():
+        ledger.errors.setdefault(source, []).append(decided_at)
+    return ledger
+
+
+def _write(
+    conn: psycopg.Connection,
+    ledger: _Ledger,
+    requests: Sequence[Request],
+    decisions: Sequence[Decision],
+    cases: Sequence[_Case | None],
+    rules: Rules,
+) -> None:
+    if ledger.expired:
+        conn.execute(
+            "update reissue_case c set ended_at = greatest(c.expires_at, c.opened_at), ended_as = 'expired'"
+            " from unnest(%s::text[], %s::uuid[]) as e (account, id) where c.account = e.account and c.id = e.id",
+            [[case.account for case in ledger.expired], [case.id for case in ledger.expired]],
+        )
+    if ledger.opened:
+        _open_cases(conn, ledger.opened, requests, cases, rules)
+    joined = {case.id: case for case in cases if case is not None and case.joined and case.form is None}
+    if joined:
+        conn.execute(
+            "update reissue_case c set texts = j.texts from unnest(%s::text[], %s::uuid[], %s::smallint[])"
+            " as j (account, id, texts) where c.account = j.account and c.id = j.id",
+            _columns([(case.account, case.id, case.living.texts) for case in joined.values()], 3),
+        )
+    _write_replies(conn, requests, decisions, cases, rules)
+    decided = [
+        (request.inbox, str(decision.outcome), case.id if case else None)
+        for request, decision, case in zip(requests, decisions, cases, strict=True)
+        if request.inbox is not None
+    ]
+    if decided:
+        conn.execute(
+            "update inbox i set outcome = d.outcome, case_id = d.id, decided_at = clock_timestamp()"
+            " from unnest(%s::bigint[], %s::text[], %s::uuid[]) as d (inbox, outcome, id) where i.id = d.inbox",
+            _columns(decided, 3),
+        )
+
+
+def _open_cases(
+    conn: psycopg.Connection,
+    opened: Sequence[_Case],
+    requests: Sequence[Request],
+    cases: Sequence[_Case | None],
+    rules: Rules,
+) -> None:
+    key = rules.keyring().active
+    channel: dict[UUID, str] = {}
+    for request, case in zip(requests, cases, strict=True):
+        if case is not None:
+            channel.setdefault(case.id, request.channel)
+    rows = [
+        (
+            c.account,
+            c.id,
+            c.phone,
+            channel[c.id],
+            key,
+            VERSION,
+            c.form.length,
+            c.form.alphabet,
+            c.living.texts,
+            c.opened_at,
+            c.living.expires_at,
+        )
+        for c in opened
+        if c.form is not None
+    ]
+    conn.execute(
+        "insert into reissue_case (account, id, phone, channel, key, version, length, alphabet, texts,"
+        " opened_at, expires_at) select * from unnest(%s::text[], %s::uuid[], %s::text[], %s::text[], %s::text[],"
+        " %s::smallint[], %s::smallint[], %s::text[], %s::smallint[], %s::timestamptz[], %s::timestamptz[])",
+        _columns(rows, 11),
+    )
+
+
+def _write_replies(
+    conn: psycopg.Connection,
+    requests: Sequence[Request],
+    decisions: Sequence[Decision],
+    cases: Sequence[_Case | None],
+    rules: Rules,
+) -> None:
+    rows: list[tuple[Any, ...]] = []
+    for request, decision, case in zip(requests, decisions, cases, strict=True):
+        if decision.outcome in SILENT:
+            continue
+        to = request.reply_to
+        rows.append(
+            (
+                request.inbox,
+                str(decision.outcome),
+                rules.wording(decision.outcome, to.sender),
+                case.account if case else None,
+                case.id if case else None,
+                case.living.expires_at if case else decision.until and whole_minute(decision.until),
+                to.link,
+                to.sender,
+                to.destination,
+                to.ton,
+                to.npi,
+            )
+        )
+    if not rows:
+        return
+    conn.execute(
+        "insert into outbox (inbox_id, kind, wording, account, case_id, until, link, sender, destination,"
+        " destination_ton, destination_npi) select * from unnest(%s::bigint[], %s::text[], %s::int[], %s::text[],"
+        " %s::uuid[], %s::timestamptz[], %s::text[], %s::text[], %s::text[], %s::smallint[], %s::smallint[])",
+        _columns(rows, 11),
+    )
+    conn.execute(f"notify {queues.OUTBOX_CHANNEL}")
+
+
+def _columns(rows: Sequence[tuple[Any, ...]], width: int) -> list[list[Any]]:
+    """Rows as the columns that unnest() takes."""
+    return [[row[i] for row in rows] for i in range(width)]

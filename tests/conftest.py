@@ -1,0 +1,31 @@
+"""What several rooms' tests share: accounts, rules, and connections of their own."""
+
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+from django.conf import settings
+
+from caplai.engine import reissue_rules
+from caplai.service.reissue import Rules
+from caplai.store.db import connect
+from caplai.store.models import Account
+
+
+@pytest.fixture
+def conn(transactional_db) -> Iterator[psycopg.Connection]:
+    """A connection of the engine's kind, on the test database."""
+    with connect() as connection:
+        yield connection
+
+
+@pytest.fixture
+def rules(conn) -> Rules:
+    """The default configuration's rules, with a keyring of their own."""
+    return reissue_rules(settings.CAPLAI, settings.KEYRING, conn)
+
+
+@pytest.fixture
+def lan(transactional_db) -> Account:
+    """A citizen whose account is approved: code 0123456789, phone 0327 000 686."""
+    return Account.objects.create(code="0123456789", phone="+84327000686", state="approved")

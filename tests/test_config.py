@@ -1,0 +1,111 @@
+"""One configuration: environment over file over defaults, and clear words for what is wrong."""
+
+import pytest
+
+from caplai.config import ConfigError, load
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    path = tmp_path / "caplai.toml"
+    monkeypatch.setenv("CAPLAI_CONFIG", str(path))
+
+    def write(text):
+        path.write_text(text, "utf-8")
+
+    write("")
+    return write
+
+
+LINK = """
+[[links]]
+name = "viettel"
+host = "127.0.0.1"
+port = 2775
+system_id = "caplai"
+password = "secret"
+short_codes = ["8079"]
+"""
+
+
+def test_the_documented_example_is_understood(file):
+    file('[service]\nkeyword = "BH"\nshort_codes = ["8079"]\n' + LINK)
+    config = load()
+    [link] = config.links
+    assert (link.name, link.host, link.port, link.system_id) == ("viettel", "127.0.0.1", 2775, "caplai")
+    assert (link.bind, link.use, link.phone_ton, link.phone_npi) == ("transceiver", ["mo", "mt"], 1, 1)
+    assert link.password.get_secret_value() == "secret"
+
+
+def test_the_environment_goes_over_the_file(file, monkeypatch):
+    file('port = 8010\n[service]\nkeyword = "AA"\ncommand = "MK"\n')
+    monkeypatch.setenv("CAPLAI_SERVICE__KEYWORD", "BH")
+    monkeypatch.setenv("CAPLAI_PORT", "8020")
+    monkeypatch.setenv("CAPLAI_LINKS", '[{"name": "a", "host": "localhost"}]')
+    config = load()
+    assert (config.port, config.service.keyword, config.service.command) == (8020, "BH", "MK")
+    assert config.links[0].name == "a"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("colour = 'red'", "colour: there is no such setting"),
+        ("[service]\nkeywrd = 'BH'", "service.keywrd: there is no such setting"),
+        ("[[links]]\nname = 'a'\nhost = 'b'\nwindwo = 3", "links.0.windwo: there is no such setting"),
+        ("port = 'eight'", "port: Input should be a valid integer"),
+        ("[password]\nlifetime = 60", "password.lifetime: must be between ten minutes and 72 hours"),
+        ("public_url = 'example.vn'", "public_url: must start with http:// or https://"),
+        ("[service]\nmt_link = 'b'" + LINK, "service.mt_link names no link: b"),
+        (LINK + LINK, "two of them have the same name"),
+        ("[texts]\nissued = 'Mật khẩu {password} {code}'", "issued"),
+        ("[texts]\nissued = 'mat khau'", "issued"),
+        ("trusted_proxies = ['10.0.0.0/99']", "trusted_proxies"),
+        ("port = ", "is not TOML"),
+    ],
+)
+def test_what_is_wrong_is_named(file, text, says):
+    file(text)
+    with pytest.raises(ConfigError) as error:
+        load()
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["CAPLAI_COLOUR", "CAPLAI_SERVICE__KEYWRD", "CAPLAI_COLOUR__RED"])
+def test_an_unknown_variable_is_refused_by_its_name(file, monkeypatch, name):
+    monkeypatch.setenv(name, "x")
+    with pytest.raises(ConfigError) as error:
+        load()
+    assert name.lower().removeprefix("caplai_").replace("__", ".") in str(error.value).lower().replace(
+        "__", "."
+    )
+
+
+def test_a_list_in_the_environment_that_is_no_json(file, monkeypatch):
+    monkeypatch.setenv("CAPLAI_LINKS", "viettel")
+    with pytest.raises(ConfigError) as error:
+        load()
+    assert "links" in str(error.value)
+
+
+def test_a_missing_file_is_an_error_only_when_it_was_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("CAPLAI_CONFIG", str(tmp_path / "none.toml"))
+    with pytest.raises(ConfigError) as error:
+        load()
+    assert "cannot read" in str(error.value)
+    monkeypatch.delenv("CAPLAI_CONFIG")
+    monkeypatch.chdir(tmp_path)
+    assert load().port == 8000
+
+
+def test_secrets_do_not_show(file):
+    file("database_url = 'postgresql://u:hush@h/d'" + LINK)
+    assert "hush" not in repr(load())
+    assert "secret" not in repr(load())
+
+
+def test_a_wrong_secret_is_not_repeated(file):
+    file(LINK.replace('"secret"', "12345678"))
+    with pytest.raises(ConfigError) as error:
+        load()
+    assert "12345678" not in str(error.value)
