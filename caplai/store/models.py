@@ -98,6 +98,10 @@ class Login(AbstractBaseUser, PermissionsMixin):
                 condition=Q(account__isnull=True) | Q(username=models.F("account")),
                 name="login_username_is_the_code",
             ),
+            models.CheckConstraint(
+                condition=Q(account__isnull=False) | ~Q(username__regex=r"^[0-9]{10}$"),
+                name="login_of_an_operator_is_no_code",
+            ),
         ]
 
     def _get_session_auth_hash(self, secret: str | None = None) -> str:

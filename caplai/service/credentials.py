@@ -1,0 +1,344 @@
+"""Guesses and credentials: the verbs of the sign-in (service.md, "Guesses" and "The password that is issued").
+
+`check` decides about a name and a password, `choose` ends a case by storing the person's own password,
+`signed_in` closes a sign-in. Each is one transaction under the account's lock. The slow hash is always
+computed outside it: `check` first books the guess as a failure and takes that back if the password was right,
+so that a crash or sixteen attempts at once never yield a guess more than there is.
+"""
+
+import hashlib
+import logging
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import Enum
+from typing import Any
+from uuid import UUID
+
+from django.contrib.auth.hashers import (
+    UNUSABLE_PASSWORD_PREFIX,
+    identify_hasher,
+    is_password_usable,
+    make_password,
+    verify_password,
+)
+from django.db import connection, transaction
+from django.db.models.functions import Now
+
+from caplai.domain.grammar import CODE_LENGTH
+from caplai.domain.issuing import Inputs, Keyring, matches
+from caplai.service import locks
+from caplai.store.models import Account, Case, Device, Event, Guess, Login, new_stamp
+
+log = logging.getLogger(__name__)
+
+ALARM = "guess_alarm"
+"""The switch that makes new cases long (reissue.py) and networks' allowances small, until its time."""
+_ALARM_LASTS = timedelta(hours=1)
+_SITE_WINDOW = timedelta(hours=1)
+_ALARM_SHARE = 10
+"""While the alarm stands, a network may fail so many times less often, except on known devices."""
+_DEVICES = 10
+"""Known devices of a login: each has guesses of its own, so there must not be any number of them."""
+
+
+class Outcome(Enum):
+    """What `check` found."""
+
+    SIGNED_IN = "signed_in"
+    """The chosen password is right."""
+    ISSUED = "issued"
+    """It is the issued password of the open case: good for choosing a password and nothing else."""
+    WRONG = "wrong"
+    """For whatever reason: the caller says the same words for all of them."""
+    THROTTLED = "throttled"
+    """Nothing was looked at and nothing counted; `retry_at` says when it will be."""
+    TRY_AGAIN = "try_again"
+    """This host lacks a key; nothing was counted."""
+
+
+class Choice(Enum):
+    """What `choose` did."""
+
+    CHOSEN = "chosen"
+    SAME_AS_ISSUED = "same_as_issued"
+    ENDED = "ended"
+    """The case ended meanwhile (used elsewhere, expired, out of guesses …)."""
+    TRY_AGAIN = "try_again"
+    """This host lacks the case's key."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Rules:
+    """What the operator configured, as the sign-in needs it."""
+
+    guesses: int
+    guess_window: timedelta
+    network_failures: int
+    network_window: timedelta
+    site_failures: int
+    long_length: int
+    """An issued password so long is never closed to anybody by strangers' guesses."""
+    issuing: Keyring
+    peppers: Keyring
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Checked:
+    """An outcome with what belongs to it: a login if there is one to sign in, the case of an issued password."""
+
+    outcome: Outcome
+    login: Login | None = None
+    case_id: UUID | None = None
+    retry_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class _Facts:
+    """What the store knows about one attempt, at one moment under the locks."""
+
+    now: datetime
+    code: str | None
+    approved: bool
+    login_id: int | None
+    encoded: str | None
+    active: bool
+    case: UUID | None
+    key: str
+    version: int
+    length: int
+    alphabet: str
+    device: int | None
+    guesses: int
+    """Wrong ones that count: of this device if it is known, else of all unknown devices together."""
+    failures: Sequence[datetime]
+    """The network's latest in its window, newest first."""
+    alarm: bool
+
+    @property
+    def usable(self) -> bool:
+        """Whether anybody may sign in by this name at all: an approved account, or an operator."""
+        return self.active and (self.approved if self.code else self.login_id is not None)
+
+
+_GATHER = """
+select t.now, a.code, coalesce(a.state = 'approved', false), l.id, l.password, coalesce(l.is_active, true),
+       c.id, c.key, c.version, c.length, c.alphabet, d.id,
+       (select count(*) from guess g where g.account = a.code and not g.cleared
+           and g.at > t.now - %(guess_window)s and g.device is not distinct from d.id),
+       array(select g.at from guess g where g.network = %(network)s and g.at > t.now - %(network_window)s
+           order by g.at desc limit %(network_failures)s),
+       coalesce((select (value->>'until')::timestamptz > t.now from switch where name = %(alarm)s), false)
+from (select clock_timestamp() as now) t
+left join account a on a.code = %(name)s
+left join login l on l.username = %(name)s
+left join reissue_case c on c.account = a.code and c.ended_at is null and c.expires_at > t.now
+left join device d on d.login_id = l.id and d.token_hash = %(device)s
+"""
+
+
+def check(username: str, password: str, *, device: str | None, network: str, rules: Rules) -> Checked:
+    """Decide whether this name and password may sign in, and count a guess if not.
+
+    `username`: a code (ten digits) or an operator's name, exact. `device`: the token that the device brought.
+    `network`: as the caller names networks. Never raises for anything a stranger can send, and takes the same
+    time for a wrong password and for a name that nobody has: one hash.
+    """
+    with transaction.atomic():
+        _lock(username, network)
+        facts = _gather(username, device, network, rules)
+        if until := _throttled_until(facts, rules):
+            return Checked(Outcome.THROTTLED, retry_at=until)
+        if facts.usable and _accepts_issued(facts, rules):
+            key = rules.issuing.get(facts.key)
+            if key is None:
+                return Checked(Outcome.TRY_AGAIN)
+            assert facts.code and facts.case
+            inputs = Inputs(facts.version, facts.case, facts.code, facts.length, facts.alphabet)
+            if matches(key, inputs, password):
+                return Checked(Outcome.ISSUED, _login_of(facts.code), facts.case)
+        # Without a usable password Django hashes something else instead: the same time for all.
+        encoded = (facts.usable and facts.encoded) or UNUSABLE_PASSWORD_PREFIX
+        if is_password_usable(encoded):
+            pepper = identify_hasher(encoded).decode(encoded).get("pepper")
+            if pepper is not None and rules.peppers.get(pepper) is None:
+                return Checked(Outcome.TRY_AGAIN)
+        guess = Guess.objects.create(account=facts.code, device=facts.device, network=network)
+    right, stale = verify_password(password, encoded)
+    if right:
+        return _right(facts, guess, encoded, make_password(password) if stale else None)
+    _wrong(facts, guess, rules)
+    return Checked(Outcome.WRONG)
+
+
+def is_choosable(login: Login, case_id: UUID) -> bool:
+    """Whether this case's password still lets its owner choose one."""
+    return Case.objects.filter(
+        account=login.account_id, id=case_id, ended_at__isnull=True, expires_at__gt=Now()
+    ).exists()
+
+
+def choose(login: Login, case_id: UUID, password: str, *, attempt: str, rules: Rules) -> Choice:
+    """Store the password that the person chose, and end everything that came before it.
+
+    One transaction: the new password, the end of the case, of all sessions (by the stamp), of the remembered
+    devices, and of the guesses. `login` is changed in place, so that a session may be opened for it.
+    `attempt` names one pending sign-in: the same form sent twice is answered CHOSEN twice and stored once.
+    """
+    hashed = make_password(password)
+    code = login.account_id
+    with transaction.atomic():
+        _lock(code)
+        case = Case.objects.filter(account=code, id=case_id).first()
+        if case is None or not Account.objects.filter(code=code, state=Account.State.APPROVED).exists():
+            return Choice.ENDED
+        if case.ended_as == Case.End.USED:
+            return _again(login, case_id, attempt)
+        if case.ended_at is not None or case.expires_at <= _now():
+            return Choice.ENDED
+        key = rules.issuing.get(case.key)
+        if key is None:
+            return Choice.TRY_AGAIN
+        if matches(key, Inputs(case.version, case.id, code, case.length, case.alphabet), password):
+            return Choice.SAME_AS_ISSUED
+        login.password, login.stamp = hashed, new_stamp()  # type: ignore[assignment]
+        login.save(update_fields=["password", "stamp"])
+        Case.objects.filter(account=code, id=case_id).update(ended_at=Now(), ended_as=Case.End.USED)
+        Device.objects.filter(login=login).delete()
+        Guess.objects.filter(account=code, cleared=False).update(cleared=True)
+        Event.objects.create(
+            kind="password_chosen", login_id=login.pk, case_id=case_id, data={"attempt": attempt}
+        )
+    return Choice.CHOSEN
+
+
+def signed_in(login: Login, device: str | None) -> str:
+    """Close a completed sign-in: clear the account's guesses, remember the device.
+
+    `device` is the token it brought, if any; returns the token to keep, of which only a hash is stored.
+    """
+    with transaction.atomic():
+        if login.account_id is not None:
+            _lock(login.account_id)
+            Guess.objects.filter(account=login.account_id, cleared=False).update(cleared=True)
+        if device and Device.objects.filter(login=login, token_hash=_hash(device)).exists():
+            return device
+        token = secrets.token_urlsafe(32)
+        Device.objects.create(login=login, token_hash=_hash(token))
+        kept = Device.objects.filter(login=login).order_by("-id").values("id")[:_DEVICES]
+        Device.objects.filter(login=login).exclude(id__in=kept).delete()
+    return token
+
+
+def _lock(username: str, network: str | None = None) -> None:
+    keys = [locks.network_key(network)] if network is not None else []
+    if len(username) == CODE_LENGTH and username.isascii() and username.isdigit():
+        keys.append(locks.account_key(username))
+    connection.ensure_connection()
+    locks.take(connection.connection, keys)
+
+
+def _gather(username: str, device: str | None, network: str, rules: Rules) -> _Facts:
+    values: dict[str, Any] = {
+        "name": username,
+        "device": _hash(device) if device else None,
+        "network": network,
+        "alarm": ALARM,
+        "guess_window": rules.guess_window,
+        "network_window": rules.network_window,
+        "network_failures": rules.network_failures,
+    }
+    with connection.cursor() as cursor:
+        cursor.execute(_GATHER, values)
+        return _Facts(*cursor.fetchone())
+
+
+def _throttled_until(facts: _Facts, rules: Rules) -> datetime | None:
+    limit = rules.network_failures
+    if facts.alarm and facts.device is None:
+        limit = max(1, limit // _ALARM_SHARE)
+    return facts.failures[limit - 1] + rules.network_window if len(facts.failures) >= limit else None
+
+
+def _accepts_issued(facts: _Facts, rules: Rules) -> bool:
+    return facts.case is not None and (facts.length >= rules.long_length or facts.guesses < rules.guesses)
+
+
+def _login_of(code: str) -> Login:
+    """The login of an account, made at its first sign-in. Under the account's lock, so nobody else makes it."""
+    unusable = {"username": code, "password": make_password(None)}
+    return Login.objects.select_related("account").get_or_create(account_id=code, defaults=unusable)[0]
+
+
+def _right(facts: _Facts, guess: Guess, encoded: str, rehashed: str | None) -> Checked:
+    with transaction.atomic():
+        # Only if the password is still the one that was verified: it may have been replaced meanwhile.
+        same = Login.objects.filter(pk=facts.login_id, password=encoded, is_active=True)
+        login = same.select_related("account").first()
+        if login is None or (rehashed is not None and not same.update(password=rehashed)):
+            return Checked(Outcome.WRONG)
+        if rehashed is not None:
+            login.password = rehashed
+        guess.delete()
+    return Checked(Outcome.SIGNED_IN, login)
+
+
+def _wrong(facts: _Facts, guess: Guess, rules: Rules) -> None:
+    short = facts.case is not None and facts.length < rules.long_length
+    if short and facts.device is None and facts.guesses + 1 >= rules.guesses:
+        _end_guessed_out(facts, rules)
+    # Counting a site's hour takes a moment, so one in a hundred of the bound counts.
+    if guess.pk % max(1, rules.site_failures // 100) == 0:
+        _raise_alarm(rules)
+
+
+def _end_guessed_out(facts: _Facts, rules: Rules) -> None:
+    assert facts.code
+    with transaction.atomic():
+        _lock(facts.code)
+        count = Guess.objects.filter(
+            account=facts.code, device__isnull=True, cleared=False, at__gt=_now() - rules.guess_window
+        ).count()
+        if count >= rules.guesses:  # else somebody signed in meanwhile, and cleared them
+            Case.objects.filter(account=facts.code, id=facts.case, ended_at__isnull=True).update(
+                ended_at=Now(), ended_as=Case.End.GUESSED_OUT
+            )
+
+
+def _raise_alarm(rules: Rules) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "insert into switch (name, value, changed_at)"
+            " select %(alarm)s, jsonb_build_object('until', clock_timestamp() + %(lasts)s), clock_timestamp()"
+            " where (select count(*) from guess where at > clock_timestamp() - %(window)s) >= %(failures)s"
+            " on conflict (name) do update set value = excluded.value, changed_at = excluded.changed_at"
+            " where coalesce((switch.value->>'until')::timestamptz <= clock_timestamp(), true)",
+            {"alarm": ALARM, "lasts": _ALARM_LASTS, "window": _SITE_WINDOW, "failures": rules.site_failures},
+        )
+        if cursor.rowcount:
+            log.warning(
+                "%d failed sign-ins within an hour: for an hour, new cases get long passwords and networks"
+                " a tenth of their failures",
+                rules.site_failures,
+            )
+
+
+def _again(login: Login, case_id: UUID, attempt: str) -> Choice:
+    mine = Event.objects.filter(
+        login_id=login.pk, kind="password_chosen", case_id=case_id, data__attempt=attempt
+    )
+    if not mine.exists():
+        return Choice.ENDED
+    login.refresh_from_db(fields=["password", "stamp"])
+    return Choice.CHOSEN
+
+
+def _now() -> datetime:
+    with connection.cursor() as cursor:
+        cursor.execute("select clock_timestamp()")
+        return cursor.fetchone()[0]
+
+
+def _hash(token: str) -> bytes:
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()

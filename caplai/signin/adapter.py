@@ -1,0 +1,127 @@
+"""What allauth asks us: how to authenticate, which stages there are, what an app is told about who is in."""
+
+import dataclasses
+from typing import ClassVar
+
+from allauth.account.adapter import DefaultAccountAdapter
+from allauth.core.internal.httpkit import headed_redirect_response, is_headless_request
+from allauth.headless.adapter import DefaultHeadlessAdapter
+from allauth.headless.tokens.strategies.sessions import SessionTokenStrategy
+from django.conf import settings
+from django.contrib.auth import authenticate
+from django.core.exceptions import ValidationError
+from django.http import HttpRequest
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from caplai.domain import msisdn
+from caplai.service import credentials
+from caplai.service.credentials import Outcome
+from caplai.signin.backend import DEVICE_COOKIE, device_token
+from caplai.signin.stages import ISSUED_CASE
+
+THROTTLED, TRY_AGAIN = "too_many_login_attempts", "try_again"
+"""The codes of the errors that are not about the password: 429 and 503 (views.py, api.py)."""
+_RETRY_SECONDS = 60
+_YEAR = 365 * 24 * 3600
+
+
+class AccountAdapter(DefaultAccountAdapter):
+    """The sign-in alone: no signing up, no e-mail, no limits but our own (service/credentials.py)."""
+
+    error_messages: ClassVar[dict] = {
+        **DefaultAccountAdapter.error_messages,
+        "username_password_mismatch": _(
+            "The code or the password is not right. Look at the newest message, or text again for a password."
+        ),
+        THROTTLED: _("Too many wrong passwords from your network. Try again at %(time)s."),
+        TRY_AGAIN: _("We cannot check this password just now. Try again in a minute."),
+    }
+
+    def is_open_for_signup(self, request) -> bool:
+        return False
+
+    def get_login_stages(self) -> list[str]:
+        return ["caplai.signin.stages.ChoosePasswordStage"]
+
+    def authenticate(self, request, **given):
+        """The login that a password leads to, to a session or to its stage; None if it is wrong.
+
+        Raises ValidationError (THROTTLED, TRY_AGAIN) where the password was not looked at.
+        """
+        login = authenticate(request, **given)
+        checked = getattr(request, "checked", None)
+        if login is not None or checked is None:
+            return login
+        match checked.outcome:
+            case Outcome.ISSUED:
+                setattr(checked.login, ISSUED_CASE, checked.case_id)
+                return checked.login
+            case Outcome.THROTTLED:
+                time = timezone.localtime(checked.retry_at).strftime("%H:%M")
+                raise ValidationError(self.error_messages[THROTTLED], THROTTLED, {"time": time})
+            case Outcome.TRY_AGAIN:
+                raise self.validation_error(TRY_AGAIN)
+        return None
+
+    def post_login(self, request, user, **details):
+        request.device_token = credentials.signed_in(user, device_token(request))
+        response = super().post_login(request, user, **details)
+        if not is_headless_request(request):
+            response.set_cookie(
+                DEVICE_COOKIE,
+                request.device_token,
+                max_age=_YEAR,
+                httponly=True,
+                secure=settings.SESSION_COOKIE_SECURE,
+                samesite="Lax",
+            )
+        return response
+
+    def add_message(self, *args, **kwargs) -> None:
+        """Nothing: our pages say what there is to say."""
+
+    def respond_user_inactive(self, request, user):
+        return headed_redirect_response("account_login")
+
+
+@dataclasses.dataclass(repr=False)
+class User:
+    """Who is in, for an app. The phone is masked."""
+
+    id: int
+    username: str
+    display: str
+    has_usable_password: bool
+    phone: str | None
+    email: str | None
+
+
+class HeadlessAdapter(DefaultHeadlessAdapter):
+    def get_user_dataclass(self) -> type:
+        return User
+
+    def user_as_dataclass(self, user) -> User:
+        account = user.account
+        return User(
+            id=user.pk,
+            username=user.username,
+            display=user.username,
+            has_usable_password=user.has_usable_password(),
+            phone=msisdn.mask(account.phone) if account else None,
+            email=account.email if account else None,
+        )
+
+
+class TokenStrategy(SessionTokenStrategy):
+    """allauth's session tokens; a completed sign-in hands out the device's token beside it."""
+
+    def create_access_token_payload(self, request) -> dict | None:
+        token = getattr(request, "device_token", None)
+        return {"device_token": token} if token else None
+
+
+def retry_after(request: HttpRequest) -> int:
+    """Seconds until a request that was not looked at is worth repeating (RFC 9110, 10.2.3)."""
+    until = getattr(getattr(request, "checked", None), "retry_at", None)
+    return max(1, int((until - timezone.now()).total_seconds()) + 1) if until else _RETRY_SECONDS

@@ -1,0 +1,71 @@
+"""The app's endpoints: those of allauth's headless ones that we offer, and the one that chooses a password."""
+
+from allauth.headless.account.views import LoginView, SessionView
+from allauth.headless.base.response import UnauthorizedResponse
+from allauth.headless.base.views import AuthenticationStageAPIView, ConfigView
+from allauth.headless.constants import Client
+from allauth.headless.internal.restkit.response import APIResponse, ErrorResponse
+from django.http import HttpRequest, HttpResponse
+from django.urls import path
+from django.utils.translation import gettext as _
+
+from caplai.service.credentials import Choice
+from caplai.signin.adapter import retry_after
+from caplai.signin.forms import ChooseForm, LoginInput
+from caplai.signin.stages import ChoosePasswordStage
+from caplai.signin.views import refusal_status
+
+
+class SignIn(LoginView):
+    """POST {"username", "password"}: 200, or 401 with the pending flow `choose_password`, or 400, 429, 503."""
+
+    input_class = LoginInput
+
+    def handle_invalid_input(self, input) -> ErrorResponse:  # noqa: A002 (allauth's name)
+        return _refuse(self.request, input)
+
+
+class ChoosePassword(AuthenticationStageAPIView):
+    """POST {"new_password"} with X-Session-Token: 200 as a sign-in, 400, 401 (nothing pending), 409, 503."""
+
+    stage_class = ChoosePasswordStage
+    input_class = ChooseForm
+
+    def get_input_kwargs(self) -> dict:
+        return {"login": self.stage.login.user}
+
+    def get(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
+        """401 with the pending flow, as the session answers it."""
+        return UnauthorizedResponse(request)
+
+    def post(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
+        match self.stage.choose(self.input.cleaned_data["new_password"]):
+            case Choice.CHOSEN:
+                return self.respond_next_stage()
+            case Choice.ENDED:
+                message = _("This password has ended. Sign in again, or text again for a password.")
+                return APIResponse(request, status=409, errors=[{"code": "case_ended", "message": message}])
+            case Choice.SAME_AS_ISSUED:
+                self.input.refuse_issued()
+            case Choice.TRY_AGAIN:
+                self.input.refuse_for_now()
+        return _refuse(request, self.input)
+
+
+def _refuse(request: HttpRequest, form) -> ErrorResponse:
+    status = refusal_status(form)
+    response = ErrorResponse(request, input=form, status=status or 400)
+    if status:
+        response["Retry-After"] = str(retry_after(request))
+    return response
+
+
+urlpatterns = [
+    path(name, view.as_api_view(client=Client.APP))
+    for name, view in {
+        "config": ConfigView,
+        "auth/session": SessionView,
+        "auth/login": SignIn,
+        "auth/choose_password": ChoosePassword,
+    }.items()
+]

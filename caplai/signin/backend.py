@@ -1,0 +1,58 @@
+"""Where a password is checked: the one place, for the pages and the app alike.
+
+An agency whose people sign in with an identity provider of its own replaces this backend.
+"""
+
+from django.conf import settings
+from django.contrib.auth.backends import ModelBackend
+from django.db.models import Q
+from django.http import HttpRequest
+
+from caplai.service import credentials
+from caplai.service.credentials import Outcome, Rules
+from caplai.signin.middleware import network
+from caplai.store.models import Account, Login
+
+DEVICE_COOKIE = "caplai_device"
+DEVICE_HEADER = "X-Device-Token"
+
+
+def rules() -> Rules:
+    """The sign-in's rules as configured, with the keys that this host has now."""
+    signin, password = settings.CAPLAI.signin, settings.CAPLAI.password
+    return Rules(
+        guesses=signin.guesses,
+        guess_window=signin.guess_window,
+        network_failures=signin.network_failures,
+        network_window=signin.network_window,
+        site_failures=signin.site_failures,
+        long_length=password.long_length,
+        issuing=settings.KEYRING.ring("issuing"),
+        peppers=settings.KEYRING.ring("pepper"),
+    )
+
+
+def device_token(request: HttpRequest) -> str | None:
+    """The token of the device that asks: an app's header, a browser's cookie."""
+    return request.headers.get(DEVICE_HEADER) or request.COOKIES.get(DEVICE_COOKIE)
+
+
+class PasswordBackend(ModelBackend):
+    """Citizens (by their code) and operators (by their name).
+
+    `authenticate` returns a login only for a password that signs in. An issued password does not: that it was
+    one stands in `request.checked`, for the adapter, which leads it to the stage where a password is chosen.
+    """
+
+    def authenticate(self, request, username=None, password=None, **other) -> Login | None:
+        if request is None or username is None or password is None:
+            return None
+        request.checked = checked = credentials.check(
+            username, password, device=device_token(request), network=network(request), rules=rules()
+        )
+        return checked.login if checked.outcome is Outcome.SIGNED_IN else None
+
+    def get_user(self, user_id: int) -> Login | None:
+        """Who a session belongs to; nobody once the login is switched off or the account is not approved."""
+        may = Q(account__isnull=True) | Q(account__state=Account.State.APPROVED)
+        return Login.objects.select_related("account").filter(may, pk=user_id, is_active=True).first()

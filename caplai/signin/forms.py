@@ -1,0 +1,154 @@
+"""What people type: a name and a password, and the password that they choose. For the pages and for the app."""
+
+import unicodedata
+
+from allauth.account.adapter import get_adapter
+from allauth.headless.account.inputs import LoginInput as AllauthLoginInput
+from django import forms
+from django.contrib.auth.password_validation import CommonPasswordValidator
+from django.core.exceptions import ValidationError
+from django.utils.translation import gettext_lazy as _
+
+from caplai.domain.grammar import CODE_LENGTH
+from caplai.store.models import Login
+
+MIN_LENGTH, MAX_LENGTH = 8, 128
+# Of what is typed, before its accents are put together: a letter has two at most.
+_MAX_TYPED = 3 * MAX_LENGTH
+_MAX_NAME = 150
+
+
+def normal_username(typed: str) -> str:
+    """A code as ten ASCII digits, however it was typed; any other name as it is.
+
+    Full-width digits count as digits; spaces, punctuation and invisible characters around them are forgiven.
+    """
+    digits = []
+    for char in typed:
+        if char.isdecimal():
+            digits.append(str(unicodedata.decimal(char)))
+        elif unicodedata.category(char)[0] not in "ZPC":
+            break
+    else:
+        if len(digits) == CODE_LENGTH:
+            return "".join(digits)
+    return typed.strip().encode("utf-8", "ignore").decode()
+
+
+class UsernameField(forms.CharField):
+    def __init__(self, **options) -> None:
+        super().__init__(
+            max_length=_MAX_NAME,
+            error_messages={
+                "required": _("Enter the code."),
+                "max_length": _("This is too long for a code."),
+            },
+            **options,
+        )
+
+    def clean(self, value) -> str:
+        return normal_username(super().clean(value))
+
+
+class PasswordField(forms.CharField):
+    """Any characters, spaces at its ends too."""
+
+    def __init__(self, *, autocomplete: str, required_message, **options) -> None:
+        super().__init__(
+            strip=False,
+            max_length=_MAX_TYPED,
+            widget=forms.PasswordInput(attrs={"autocomplete": autocomplete}),
+            error_messages={
+                "required": required_message,
+                "max_length": _("This is too long for a password."),
+            },
+            **options,
+        )
+
+
+class LoginForm(forms.Form):
+    """The sign-in page. After `is_valid`, `user` is the login, to be led through allauth's stages."""
+
+    username = UsernameField(
+        label=_("Social insurance code"),
+        help_text=_("10 digits, on your health insurance card"),
+        widget=forms.TextInput(
+            attrs={"inputmode": "numeric", "autocomplete": "username", "spellcheck": "false"}
+        ),
+    )
+    password = PasswordField(
+        label=_("Password"),
+        help_text=_("The one you chose, or the one from the message"),
+        autocomplete="current-password",
+        required_message=_("Enter the password."),
+    )
+    user: Login | None = None
+
+    def __init__(self, *args, request=None, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.request = request
+
+    def clean(self) -> dict:
+        given = super().clean() or {}
+        if not self.errors:
+            adapter = get_adapter()
+            self.user = adapter.authenticate(
+                self.request, username=given["username"], password=given["password"]
+            )
+            if self.user is None:
+                self.add_error("password", adapter.validation_error("username_password_mismatch"))
+        return given
+
+
+class LoginInput(AllauthLoginInput):
+    """The app's: {"username": …, "password": …}."""
+
+    username = UsernameField()
+    password = PasswordField(autocomplete="off", required_message=_("Enter the password."))
+
+
+class ChooseForm(forms.Form):
+    """The password of one's own, of page and app: {"new_password": …}. `login`: who chooses."""
+
+    new_password = PasswordField(
+        label=_("New password"),
+        help_text=_(
+            "8 characters or more. Letters, accents, digits, signs and spaces are all fine; a few words are easy"
+            " to remember."
+        ),
+        autocomplete="new-password",
+        required_message=_("Enter a new password."),
+    )
+
+    def __init__(self, *args, login: Login, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.login = login
+
+    def clean_new_password(self) -> str:
+        """Eight characters or more, and nothing that a stranger would try first (NIST SP 800-63B, 3.1.1.2)."""
+        password = unicodedata.normalize("NFC", self.cleaned_data["new_password"])
+        if len(password) < MIN_LENGTH:
+            raise ValidationError(_("The password must have 8 characters or more."), "password_too_short")
+        if len(password) > MAX_LENGTH:
+            raise ValidationError(_("This is too long for a password."), "password_too_long")
+        if normal_username(password) == self.login.username:
+            raise ValidationError(_("The password must not be your code."), "password_is_code")
+        try:
+            CommonPasswordValidator().validate(password)
+        except ValidationError:
+            raise ValidationError(
+                _("Many people use this password, so it is easy to guess. Choose another."),
+                "password_too_common",
+            ) from None
+        return password
+
+    def refuse_issued(self) -> None:
+        """Say that it is the issued password, which only the transaction that stores it could see."""
+        error = ValidationError(
+            _("This is the password from the message. Choose another."), "password_is_issued"
+        )
+        self.add_error("new_password", error)
+
+    def refuse_for_now(self) -> None:
+        """Say that this host cannot decide."""
+        self.add_error(None, get_adapter().validation_error("try_again"))

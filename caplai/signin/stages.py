@@ -1,0 +1,44 @@
+"""The stage between an issued password and a session: choosing a password of one's own."""
+
+import secrets
+from uuid import UUID
+
+from allauth.account.internal.stagekit import clear_login
+from allauth.account.stages import LoginStage
+from allauth.core.internal.httpkit import headed_redirect_response
+
+from caplai.service import credentials
+from caplai.service.credentials import Choice
+from caplai.signin.backend import rules
+
+ISSUED_CASE = "issued_case"
+"""The attribute of a login (in memory only) that says by which case's password it was proved."""
+
+
+class ChoosePasswordStage(LoginStage):
+    """Pending from the issued password on; only `choose` lets it be left, and only while its case is open."""
+
+    key = "choose_password"
+    urlname = "choose_password"
+
+    def handle(self):
+        case_id = getattr(self.login.user, ISSUED_CASE, None)
+        if case_id is not None:
+            self.state.update(case=str(case_id), attempt=secrets.token_hex(8))
+            # A session key that somebody planted before must not be worth a pending sign-in.
+            self.request.session.cycle_key()
+        if "case" not in self.state:
+            return None, True
+        return headed_redirect_response(self.urlname), True
+
+    def is_resumable(self, request) -> bool:
+        """Whether the page is worth showing: the case is still open."""
+        return credentials.is_choosable(self.login.user, UUID(self.state["case"]))
+
+    def choose(self, password: str) -> Choice:
+        """Store the password. CHOSEN: call `exit()` next; ENDED: the pending sign-in is over."""
+        case_id, attempt = UUID(self.state["case"]), self.state["attempt"]
+        choice = credentials.choose(self.login.user, case_id, password, attempt=attempt, rules=rules())
+        if choice is Choice.ENDED:
+            clear_login(self.request)
+        return choice

@@ -1,0 +1,17 @@
+"use strict";
+// What a page can do better with JavaScript; without it, every form works as it is.
+for (const box of document.querySelectorAll("[data-reveals]")) {
+  const field = document.getElementById(box.dataset.reveals);
+  box.closest("label").hidden = false;
+  box.addEventListener("change", () => { field.type = box.checked ? "text" : "password"; });
+  field.form.addEventListener("submit", () => { field.type = "password"; });
+}
+for (const form of document.forms) {
+  form.addEventListener("submit", (event) => {
+    if (form.dataset.sent) event.preventDefault(); // an impatient second click
+    form.dataset.sent = "yes";
+  });
+}
+addEventListener("pageshow", () => { for (const form of document.forms) delete form.dataset.sent; });
+const errors = document.querySelector(".errors");
+if (errors) { errors.tabIndex = -1; errors.focus(); }

@@ -1,0 +1,5 @@
+"""The site: every page belongs to a room, which lists its own."""
+
+from django.urls import include, path
+
+urlpatterns = [path("", include("caplai.signin.urls"))]

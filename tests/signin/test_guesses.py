@@ -1,0 +1,371 @@
+"""The budgets of wrong guesses, the throttles, and what a host without a key does."""
+
+import dataclasses
+import logging
+import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+import pytest
+from argon2 import low_level
+from django.conf import settings
+from django.contrib.auth.hashers import make_password
+from django.db import connection
+from django.test import Client
+from django.utils import timezone
+
+from caplai.domain.grammar import Reissue
+from caplai.domain.issuing import Keyring
+from caplai.engine import reissue_rules
+from caplai.service import credentials
+from caplai.service.credentials import Outcome
+from caplai.service.reissue import ReplyTo, Request, reissue
+from caplai.signin.backend import rules as configured
+from caplai.store.db import connect
+from caplai.store.models import Account, Case, Device, Event, Guess, Login, Switch
+from tests.signin.conftest import CHOSEN, App, sign_in, wrong
+
+NETWORK = "198.51.100.7"
+
+
+def guess(
+    code: str, password: str, rules=None, *, device: str | None = None, network: str = NETWORK
+) -> Outcome:
+    return credentials.check(
+        code, password, device=device, network=network, rules=rules or configured()
+    ).outcome
+
+
+def book(account: str | None, count: int, **fields) -> None:
+    """Failures of before, without the time that their hashes took. `ago`: how long before."""
+    at = timezone.now() - fields.pop("ago", timedelta())
+    Guess.objects.bulk_create(
+        Guess(account=account, at=at, network=fields.get("network", "elsewhere"), cleared=False,
+              device=fields.get("device"))
+        for _ in range(count)
+    )  # fmt: skip
+
+
+def test_twenty_wrong_guesses_end_six_digits(citizen, login, open_case):
+    opened = open_case()
+    book(citizen.code, 18)
+    assert guess(citizen.code, wrong(opened)) is Outcome.WRONG
+    assert Case.objects.get().ended_at is None
+    assert guess(citizen.code, wrong(opened)) is Outcome.WRONG
+    assert Case.objects.get().ended_as == "guessed_out"
+    assert guess(citizen.code, opened.password) is Outcome.WRONG
+    assert guess(citizen.code, CHOSEN) is Outcome.SIGNED_IN
+
+
+def test_used_up_budget_refuses_six_digits_while_the_case_is_open(citizen, open_case):
+    opened = open_case()
+    book(citizen.code, 20)
+    assert guess(citizen.code, opened.password) is Outcome.WRONG
+
+
+def test_guesses_count_across_cases_and_only_for_their_window(citizen, open_case):
+    book(citizen.code, 19, ago=timedelta(hours=73))
+    book(citizen.code, 19, ago=timedelta(hours=71))
+    opened = open_case()
+    assert guess(citizen.code, opened.password) is Outcome.ISSUED
+    book(citizen.code, 1)
+    assert guess(citizen.code, opened.password) is Outcome.WRONG
+
+
+def test_after_it_the_next_case_is_long_and_strangers_cannot_block_it(citizen, lan_texts, open_case):
+    book(citizen.code, 20)
+    case = lan_texts()
+    assert (case.length, case.alphabet) == (
+        settings.CAPLAI.password.long_length,
+        settings.CAPLAI.password.long_alphabet,
+    )
+    case.delete()
+
+    opened = open_case(length=10)
+    for _ in range(3):
+        assert guess(citizen.code, wrong(opened)) is Outcome.WRONG
+    assert Case.objects.get().ended_at is None
+    assert guess(citizen.code, opened.password.lower()) is Outcome.ISSUED
+
+
+@pytest.fixture
+def lan_texts(transactional_db, citizen):
+    """Let the re-issue open a case for the citizen, as her text would."""
+
+    def text() -> Case:
+        with connect() as conn:
+            rules = reissue_rules(settings.CAPLAI, settings.KEYRING, conn)
+            reply_to = ReplyTo("link", "8079", "84327000686")
+            with conn.transaction():
+                reissue(
+                    conn,
+                    [Request(Reissue(citizen.code), "sms", citizen.phone, citizen.phone, reply_to)],
+                    rules,
+                )
+        return Case.objects.get()
+
+    return text
+
+
+def test_known_device_has_a_budget_of_its_own(citizen, login, open_case):
+    token = credentials.signed_in(login, None)
+    device = Device.objects.get().pk
+    opened = open_case()
+    book(citizen.code, 20)
+    assert guess(citizen.code, opened.password) is Outcome.WRONG
+    Case.objects.update(ended_at=None, ended_as=None)
+    assert guess(citizen.code, opened.password, device=token) is Outcome.ISSUED
+
+    book(citizen.code, 19, device=device)
+    assert guess(citizen.code, wrong(opened), device=token) is Outcome.WRONG
+    assert Case.objects.get().ended_at is None  # its own budget ends no case
+    assert guess(citizen.code, opened.password, device=token) is Outcome.WRONG
+    assert guess(citizen.code, CHOSEN, device=token) is Outcome.SIGNED_IN
+
+
+def test_device_is_known_to_its_own_account_only(citizen, login, open_case):
+    other = Account.objects.create(code="9999999999", phone="+84327000111", state="approved")
+    stranger = Login.objects.create(username=other.code, account=other, password="!")
+    token = credentials.signed_in(stranger, None)
+    opened = open_case()
+    book(citizen.code, 20)
+    assert guess(citizen.code, opened.password, device=token) is Outcome.WRONG
+
+
+def test_devices_of_a_login_are_few(login):
+    tokens = [credentials.signed_in(login, None) for _ in range(12)]
+    assert Device.objects.count() == 10
+    assert credentials.signed_in(login, tokens[-1]) == tokens[-1]
+    assert credentials.signed_in(login, tokens[0]) != tokens[0]
+
+
+def test_completed_sign_in_clears_the_guesses(browser, citizen, login, open_case):
+    opened = open_case()
+    book(citizen.code, 15)
+    assert sign_in(browser, citizen.code, CHOSEN)["Location"] == "/"
+    assert not Guess.objects.filter(cleared=False).exists()
+    book(citizen.code, 15)
+    assert guess(citizen.code, opened.password) is Outcome.ISSUED
+
+
+def test_issued_password_alone_clears_nothing(browser, citizen, open_case):
+    opened = open_case()
+    book(citizen.code, 15)
+    sign_in(browser, citizen.code, opened.password)
+    assert Guess.objects.filter(cleared=False).count() == 15
+
+
+def test_right_password_is_no_guess(citizen, login):
+    assert guess(citizen.code, CHOSEN) is Outcome.SIGNED_IN
+    assert not Guess.objects.exists()
+
+
+def test_old_password_as_the_twentieth_guess_does_not_end_the_case(citizen, login, open_case):
+    open_case()
+    book(citizen.code, 19)
+    assert guess(citizen.code, CHOSEN) is Outcome.SIGNED_IN
+    assert Case.objects.get().ended_at is None
+
+
+def test_sign_in_during_the_twentieth_wrong_guess_keeps_the_case(citizen, login, open_case, monkeypatch):
+    opened = open_case()
+    book(citizen.code, 19)
+    verify = credentials.verify_password
+
+    def slow(password, encoded):
+        monkeypatch.undo()
+        credentials.signed_in(login, None)
+        return verify(password, encoded)
+
+    monkeypatch.setattr(credentials, "verify_password", slow)
+    assert guess(citizen.code, wrong(opened)) is Outcome.WRONG
+    assert Case.objects.get().ended_at is None
+
+
+def test_parallel_guesses_get_what_is_left_and_no_more(transactional_db, citizen, open_case, monkeypatch):
+    """Sixteen at once with three left: three are compared with the issued password."""
+    opened = open_case()
+    book(citizen.code, 17)
+    rules = configured()
+    start = threading.Barrier(16)
+    compared = []
+    matches = credentials.matches
+    monkeypatch.setattr(credentials, "matches", lambda *given: compared.append(1) or matches(*given))
+
+    def attempt(number: int) -> Outcome:
+        try:
+            start.wait()
+            return guess(citizen.code, wrong(opened), rules, network=f"net {number}")
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(16) as pool:
+        assert set(pool.map(attempt, range(16))) == {Outcome.WRONG}
+    assert len(compared) == 3
+    assert Guess.objects.filter(account=citizen.code).count() == 17 + 16
+    assert Case.objects.get().ended_as == "guessed_out"
+
+
+def test_unknown_and_known_codes_answer_alike(app, citizen, login, operator, open_case):
+    opened = open_case()
+    Account.objects.create(code="5555555555", phone="+84327000111", state="pending")
+    names = ["9999999999", citizen.code, "5555555555", operator.username, "nobody", "777", "\u0666" * 10]
+    pages = [sign_in(Client(), name, wrong(opened)).content.decode() for name in names]
+    fields = r'name="(csrfmiddlewaretoken|username)" value="[^"]*"'
+    assert len({re.sub(fields, "", page) for page in pages}) == 1
+    answers = [app.sign_in(name, wrong(opened)) for name in names]
+    assert {answer.status_code for answer in answers} == {400}
+    assert len({answer.content for answer in answers}) == 1
+    assert answers[0].json()["errors"][0]["code"] == "username_password_mismatch"
+    assert Guess.objects.filter(account=None).count() == 2 * (len(names) - 2)
+
+
+@pytest.mark.parametrize("name", ["9999999999", "0012345678", "nobody"])
+def test_every_wrong_password_costs_one_hash(citizen, open_case, monkeypatch, name):
+    """With or without an account, a login, a password of its own: else the time would tell."""
+    hashes = []
+    original, verify = low_level.hash_secret, low_level.verify_secret
+    monkeypatch.setattr(low_level, "hash_secret", lambda *a, **k: hashes.append("hash") or original(*a, **k))
+    monkeypatch.setattr(
+        "argon2._password_hasher.verify_secret", lambda *a: hashes.append("verify") or verify(*a)
+    )
+    opened = open_case()
+    assert guess(name, wrong(opened)) is Outcome.WRONG
+    assert len(hashes) == 1
+    if name == citizen.code:
+        login = Login.objects.create(username=name, account=citizen, password=make_password(CHOSEN))
+        for password, outcome in [("wrong", Outcome.WRONG), (CHOSEN, Outcome.SIGNED_IN)]:
+            hashes.clear()
+            assert guess(login.username, password) is outcome
+            assert hashes == ["verify"]
+
+
+@pytest.mark.parametrize("state", ["pending", "closed"])
+def test_only_approved_accounts_sign_in(browser, citizen, login, open_case, state):
+    sign_in(browser, citizen.code, CHOSEN)
+    opened = open_case()
+    Account.objects.update(state=state)
+    assert guess(citizen.code, opened.password) is Outcome.WRONG
+    assert guess(citizen.code, CHOSEN) is Outcome.WRONG
+    assert browser.get("/")["Location"] == "/login/"  # and sessions end
+
+
+def test_login_that_is_switched_off(citizen, login, open_case):
+    opened = open_case()
+    Login.objects.update(is_active=False)
+    assert guess(citizen.code, opened.password) is Outcome.WRONG
+    assert guess(citizen.code, CHOSEN) is Outcome.WRONG
+
+
+def test_expired_case(citizen, open_case):
+    opened = open_case(lifetime=timedelta(seconds=-1))
+    assert guess(citizen.code, opened.password) is Outcome.WRONG
+
+
+def test_host_without_the_issuing_key(app, citizen, login, open_case, rules_with):
+    opened = open_case()
+    rules_with(issuing=Keyring({"other": bytes(32)}, "other"))
+    answer = app.sign_in(citizen.code, opened.password)
+    assert (answer.status_code, answer["Retry-After"]) == (503, "60")
+    assert sign_in(Client(), citizen.code, opened.password).status_code == 503
+    assert not Guess.objects.exists()
+
+
+def test_host_without_the_pepper(app, citizen, login, rules_with):
+    rules_with(peppers=Keyring({"other": bytes(32)}, "other"))
+    assert app.sign_in(citizen.code, CHOSEN).status_code == 503
+    assert not Guess.objects.exists()
+
+
+def test_network_with_too_many_failures_waits(app, citizen, login, rules_with):
+    rules_with(network_failures=3, network_window=timedelta(minutes=10))
+    for _ in range(3):
+        assert app.sign_in("9999999999", "wrong").status_code == 400
+    Guess.objects.update(at=timezone.now() - timedelta(minutes=9))
+    answer = app.sign_in(citizen.code, CHOSEN)
+    assert answer.status_code == 429
+    assert 50 <= int(answer["Retry-After"]) <= 61
+    page = sign_in(Client(), citizen.code, CHOSEN)
+    assert page.status_code == 429
+    free = timezone.localtime(Guess.objects.latest("at").at + timedelta(minutes=10))
+    assert f"{free:%H:%M}" in page.content.decode()
+    assert Guess.objects.count() == 3
+    assert sign_in(Client(), citizen.code, CHOSEN, REMOTE_ADDR="203.0.113.9").status_code == 302
+    Guess.objects.update(at=timezone.now() - timedelta(minutes=11))
+    assert App().sign_in(citizen.code, CHOSEN).status_code == 200
+
+
+def test_parallel_failures_of_one_network_stay_within_its_limit(transactional_db):
+    rules = dataclasses.replace(configured(), network_failures=3)
+    start = threading.Barrier(8)
+
+    def attempt(number: int) -> Outcome:
+        try:
+            start.wait()
+            return guess(f"{number:010}", "wrong", rules)
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(8) as pool:
+        outcomes = list(pool.map(attempt, range(8)))
+    assert outcomes.count(Outcome.WRONG) == 3
+    assert outcomes.count(Outcome.THROTTLED) == 5
+
+
+def test_failures_across_the_site_raise_the_alarm(citizen, login, lan_texts, rules_with, caplog):
+    rules = rules_with(site_failures=4, network_failures=20)
+    book(None, 2, ago=timedelta(minutes=61))
+    with caplog.at_level(logging.WARNING):
+        for number in range(5):
+            guess(f"{number:010}", "wrong", rules, network=f"net {number}")
+    until = Switch.objects.get(name="guess_alarm").value["until"]
+    assert (
+        timedelta(minutes=59) < timezone.datetime.fromisoformat(until) - timezone.now() <= timedelta(hours=1)
+    )
+    assert len([record for record in caplog.records if record.name == "caplai.service.credentials"]) == 1
+    assert lan_texts().length == settings.CAPLAI.password.long_length
+
+    # While it stands, a network has a tenth of its failures, except for devices that are known.
+    token = credentials.signed_in(login, None)
+    book(None, 2, network=NETWORK)
+    assert guess(citizen.code, CHOSEN, rules) is Outcome.THROTTLED
+    assert guess(citizen.code, CHOSEN, rules, device=token) is Outcome.SIGNED_IN
+    Switch.objects.update(value={"until": timezone.now().isoformat()})
+    assert guess(citizen.code, CHOSEN, rules) is Outcome.SIGNED_IN
+
+
+def test_password_that_was_replaced_while_it_was_verified(citizen, login, monkeypatch):
+    verify = credentials.verify_password
+
+    def slow(password, encoded):
+        result = verify(password, encoded)
+        Login.objects.update(password=make_password("một mật khẩu khác"))
+        return result
+
+    monkeypatch.setattr(credentials, "verify_password", slow)
+    assert guess(citizen.code, CHOSEN) is Outcome.WRONG
+
+
+def test_choosing_rechecks_its_case(citizen, open_case):
+    opened = open_case()
+    login = credentials.check(
+        citizen.code, opened.password, device=None, network=NETWORK, rules=configured()
+    ).login
+    assert login is not None
+
+    def choose(password: str = CHOSEN) -> credentials.Choice:
+        return credentials.choose(login, opened.case.id, password, attempt="a", rules=configured())
+
+    Case.objects.update(ended_at=timezone.now(), ended_as="reported")
+    assert choose() is credentials.Choice.ENDED
+    Case.objects.update(ended_at=None, ended_as=None, expires_at=timezone.now())
+    assert choose() is credentials.Choice.ENDED
+    Case.objects.update(expires_at=timezone.now() + timedelta(hours=1))
+    Account.objects.update(state="closed")
+    assert choose() is credentials.Choice.ENDED
+    Account.objects.update(state="approved")
+    assert not Login.objects.get().has_usable_password()
+    assert not Event.objects.exists()
+    assert choose(opened.password) is credentials.Choice.SAME_AS_ISSUED
+    assert choose() is credentials.Choice.CHOSEN

@@ -1,0 +1,317 @@
+"""What surrounds the forms: headers, languages, cookies, proxies, errors, and the translation itself."""
+
+import ast
+import re
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from babel.messages.mofile import read_mo
+from babel.messages.pofile import read_po
+from django.contrib.sessions.models import Session
+from django.template import engines
+from django.template.base import Template
+from django.test import Client, RequestFactory
+from django.utils import timezone
+
+import caplai
+from caplai.config import Config
+from caplai.signin.middleware import TrustedProxy, network
+from caplai.store.models import Case
+from tests.signin.conftest import CHOSEN, App, is_in, sign_in, wrong
+
+PACKAGE = Path(caplai.__file__).parent
+LOCALE = PACKAGE / "locale" / "vi" / "LC_MESSAGES"
+
+
+def test_headers_of_every_page(browser, citizen, login):
+    sign_in(browser, citizen.code, CHOSEN)
+    for path in ["/", "/login/", "/nowhere", "/_allauth/app/v1/auth/session"]:
+        answer = browser.get(path)
+        policy = answer["Content-Security-Policy"]
+        assert policy.startswith("default-src 'none'; ")
+        assert "unsafe" not in policy
+        assert "frame-ancestors 'none'" in policy
+        assert answer["Cache-Control"] == "no-store"
+        assert answer["X-Content-Type-Options"] == "nosniff"
+        assert answer["Referrer-Policy"] == "same-origin"
+
+
+@pytest.mark.parametrize("path", ["/login/", "/nowhere"])
+def test_pages_have_nothing_inline_and_nothing_foreign(browser, db, path):
+    page = browser.get(path).content.decode()
+    assert not re.search(r"<style|style=| on[a-z]+=|<script(?![^>]* src=)", page)
+    assert not re.search(r"""(src|href)=["'](https?:)?//""", page)
+
+
+def test_page_is_light(browser, db):
+    page = browser.get("/login/").content
+    static = PACKAGE / "signin" / "static"
+    assert len(page) + sum(file.stat().st_size for file in static.iterdir()) < 60_000
+
+
+def test_vietnamese_whatever_the_browser_says(browser, db):
+    answer = browser.get("/login/", headers={"Accept-Language": "en-GB,en"})
+    assert answer["Content-Language"] == "vi"
+    page = answer.content.decode()
+    assert '<html lang="vi">' in page
+    assert "Đăng nhập" in page
+    assert "Sign in" not in page
+
+
+def test_english_by_a_link_that_is_remembered(browser, db):
+    assert 'href="?next=%2Fx&amp;lang=en"' in browser.get("/login/?next=/x").content.decode()
+    assert "Sign in" in browser.get("/login/?lang=en").content.decode()
+    assert "Sign in" in browser.get("/login/").content.decode()
+    assert "Đăng nhập" in browser.get("/login/?lang=vi").content.decode()
+    assert "Đăng nhập" in browser.get("/login/").content.decode()
+    assert browser.get("/login/?lang=xx")["Content-Language"] == "vi"
+    assert browser.get("/login/?lang=../../etc")["Content-Language"] == "vi"
+
+
+def test_app_hears_its_language(db):
+    answer = Client().post(
+        "/_allauth/app/v1/auth/login?lang=en",
+        {"username": "1", "password": "2"},
+        content_type="application/json",
+    )
+    assert "not right" in answer.json()["errors"][0]["message"]
+
+
+def test_sign_in_says_how_to_get_a_password(browser, db):
+    page = browser.get("/login/").content.decode()
+    assert 'href="sms:8079?body=BH%20MK%20"' in page
+    assert "<b>BH MK</b> 0123456789" in page
+    for attributes in ['inputmode="numeric"', 'autocomplete="username"', 'autocomplete="current-password"']:
+        assert attributes in page
+
+
+def test_wrong_password_is_told_at_the_top_and_beside_the_field(browser, citizen, open_case):
+    page = sign_in(browser, citizen.code, wrong(open_case())).content.decode()
+    assert "<title>Lỗi: Đăng nhập" in page
+    assert page.count("Mã số BHXH hoặc mật khẩu chưa đúng.") == 2
+    assert 'aria-invalid="true"' in page
+    assert 'aria-describedby="id_password_helptext id_password_error"' in page
+    assert f'value="{citizen.code}"' in page
+
+
+def test_next_leads_to_our_own_pages_only(citizen, login):
+    def after(target: str) -> str:
+        return sign_in(Client(), citizen.code, CHOSEN, QUERY_STRING=f"next={target}")["Location"]
+
+    assert after("/records/") == "/records/"
+    assert after("https://evil.example/") == "/"
+    assert after("//evil.example/") == "/"
+
+
+def test_choose_page_of_a_case_that_ended(browser, citizen, open_case):
+    sign_in(browser, citizen.code, open_case().password)
+    assert browser.get("/choose-password/").status_code == 200
+    Case.objects.update(ended_at=timezone.now(), ended_as="reported")
+    answer = browser.get("/choose-password/", follow=True)
+    assert answer.redirect_chain == [("/login/", 302)]
+    assert "Đã hết thời gian đặt mật khẩu" in answer.content.decode()
+
+
+def test_choose_form_of_a_case_that_ended(browser, citizen, open_case):
+    sign_in(browser, citizen.code, open_case().password)
+    Case.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
+    answer = browser.post("/choose-password/", {"new_password": CHOSEN}, follow=True)
+    assert answer.redirect_chain == [("/login/", 302)]
+    assert "Đã hết thời gian đặt mật khẩu" in answer.content.decode()
+    assert not is_in(browser)
+
+
+def test_sign_out(browser, citizen, login, open_case):
+    sign_in(browser, citizen.code, CHOSEN)
+    assert browser.get("/logout/")["Location"] == "/"
+    assert is_in(browser)
+    assert "Bạn đã đăng xuất" in browser.post("/logout/", follow=True).content.decode()
+    assert not is_in(browser)
+    sign_in(browser, citizen.code, open_case().password)
+    browser.post("/logout/")
+    assert browser.get("/choose-password/")["Location"] == "/login/"
+
+
+def test_form_from_an_old_tab(citizen, login):
+    strict = Client(enforce_csrf_checks=True)
+    answer = sign_in(strict, citizen.code, CHOSEN)
+    assert answer.status_code == 403
+    assert "Trang này đã mở quá lâu" in answer.content.decode()
+
+
+def test_pages_that_fail(browser, db, monkeypatch):
+    answer = browser.get("/nowhere")
+    assert answer.status_code == 404
+    assert "Không có trang này" in answer.content.decode()
+    monkeypatch.setattr("caplai.signin.views.how_to_get_a_password", lambda: 1 / 0)
+    browser.raise_request_exception = False
+    answer = browser.get("/login/")
+    assert answer.status_code == 500
+    assert "Có lỗi xảy ra" in answer.content.decode()
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{", b"\xff", b'{"username": 1, "password": [2]}',
+    b'{"username": "\\u0000", "password": "\\u0000"}', b'{"username": "\\ud800", "password": "\\ud800"}',
+    b'{"username": null}', b'{"username": "' + b"9" * 100_000 + b'", "password": "x"}'])  # fmt: skip
+def test_app_that_sends_nonsense(db, body):
+    answer = Client().post("/_allauth/app/v1/auth/login", body, content_type="application/json")
+    assert answer.status_code == 400
+
+
+@pytest.mark.parametrize("token", ["", "x" * 500, "Ð", "'; drop table"])
+def test_tokens_that_nobody_gave_out(citizen, login, token):
+    strange = App()
+    strange.device = token
+    assert strange.sign_in(citizen.code, CHOSEN).status_code == 200
+    assert strange.device != token
+    strange.session = token or "none"
+    assert strange.call("GET", "auth/session").status_code == 410
+    cookie = Client()
+    cookie.cookies["caplai_session"] = token
+    assert not is_in(cookie)
+
+
+def test_cookies(browser, citizen, login, settings):
+    settings.SESSION_COOKIE_SECURE = True
+    cookies = sign_in(browser, citizen.code, CHOSEN).cookies
+    for name in ["caplai_session", "caplai_device"]:
+        cookie = cookies[name]
+        assert cookie["httponly"]
+        assert cookie["secure"]
+        assert cookie["samesite"] == "Lax"
+    assert int(cookies["caplai_device"]["max-age"]) == 31_536_000
+
+
+def test_device_is_kept(browser, citizen, login):
+    token = sign_in(browser, citizen.code, CHOSEN).cookies["caplai_device"].value
+    browser.post("/logout/")
+    assert sign_in(browser, citizen.code, CHOSEN).cookies["caplai_device"].value == token
+
+
+def test_no_session_key_is_stored(browser, app, citizen, login, open_case):
+    pending = App()
+    pending.sign_in(citizen.code, open_case().password)
+    sign_in(browser, citizen.code, CHOSEN)
+    app.sign_in(citizen.code, CHOSEN)
+    keys = {pending.session, app.session, browser.cookies["caplai_session"].value}
+    assert len(keys) == 3
+    assert Session.objects.count() == 3
+    for row in Session.objects.all():
+        for key in keys:
+            assert key not in row.session_key
+            assert key not in str(row.get_decoded())
+
+
+def test_no_secret_and_no_code_in_the_logs(browser, app, citizen, login, open_case, caplog):
+    with caplog.at_level("DEBUG"), caplog.at_level("DEBUG", "django.request"):
+        opened = open_case()
+        sign_in(browser, citizen.code, wrong(opened))
+        sign_in(browser, citizen.code, opened.password)
+        browser.post("/choose-password/", {"new_password": "short"})
+        browser.post("/choose-password/", {"new_password": "một mật khẩu khác"})
+        app.sign_in(citizen.code, CHOSEN)
+        app.sign_in(citizen.code, "một mật khẩu khác")
+        browser.raise_request_exception = False
+        browser.get(f"/{citizen.code[:3]}/nowhere")
+    # Django's own SQL log is for developers: it speaks only with DEBUG.
+    lines = "\n".join(
+        f"{record.getMessage()} {record.args}"
+        for record in caplog.records
+        if not record.name.startswith("django.db")
+    )
+    assert "/login" in lines
+    secrets = [citizen.code, opened.password, wrong(opened), CHOSEN, "một mật khẩu khác", citizen.phone, "127.0.0.1",
+               app.session, app.device, browser.cookies["caplai_session"].value]  # fmt: skip
+    for secret in secrets:
+        assert secret not in lines
+
+
+# --- proxies -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "client"),
+    [
+        ("198.51.100.7", "203.0.113.9", "198.51.100.7"),  # no proxy of ours: it may write what it likes
+        ("10.0.0.1", "203.0.113.9", "203.0.113.9"),
+        ("10.0.0.1", "1.1.1.1, 203.0.113.9", "203.0.113.9"),
+        ("10.0.0.1", "1.1.1.1, 203.0.113.9, 10.0.0.2", "203.0.113.9"),
+        ("10.0.0.1", "203.0.113.9:4711", "203.0.113.9"),
+        ("10.0.0.1", "[2001:db8::1]:4711", "2001:db8::1"),
+        ("10.0.0.1", "10.0.0.2, 10.0.0.3", "10.0.0.2"),
+        ("10.0.0.1", "1.1.1.1, nonsense", "10.0.0.1"),
+        ("10.0.0.1", "", "10.0.0.1"),
+        ("::ffff:10.0.0.1", "203.0.113.9", "203.0.113.9"),
+    ],
+)
+def test_client_behind_proxies(settings, peer, forwarded, client):
+    settings.CAPLAI = Config(trusted_proxies=["10.0.0.0/8"])
+    request = RequestFactory().get(
+        "/", REMOTE_ADDR=peer, headers={"X-Forwarded-For": forwarded, "X-Forwarded-Proto": "https"}
+    )
+    TrustedProxy(lambda request: request)(request)
+    assert request.META["REMOTE_ADDR"] == client
+    assert request.is_secure() is (peer != "198.51.100.7")
+    assert "X-Forwarded-For" not in request.headers
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("203.0.113.9", "203.0.113.9"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::ffff", "2001:db8:1:2::/64"),
+        ("::ffff:203.0.113.9", "203.0.113.9"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("", "unknown"),
+    ],
+)
+def test_network_of_an_address(address, name):
+    assert network(RequestFactory().get("/", REMOTE_ADDR=address)) == name
+
+
+# --- the translation -----------------------------------------------------------------------------------
+
+
+def catalog():
+    with open(LOCALE / "django.po", "rb") as file:
+        return read_po(file)
+
+
+def test_compiled_catalog_is_that_of_the_source():
+    with open(LOCALE / "django.mo", "rb") as file:
+        compiled = {message.id: message.string for message in read_mo(file) if message.id}
+    assert compiled == {message.id: message.string for message in catalog() if message.id}
+
+
+def test_every_text_is_translated_and_every_translation_used():
+    used = _of_templates() | _of_python()
+    translated = {message.id: message.string for message in catalog() if message.id}
+    assert used == set(translated)
+    assert all(translated.values())
+    for source, text in translated.items():
+        assert re.findall(r"%\(\w+\)s", source) == re.findall(r"%\(\w+\)s", text)
+
+
+def _of_python() -> set[str]:
+    found = set()
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "_":
+                assert isinstance(node.args[0], ast.Constant), f"{file}: {ast.unparse(node)}"
+                found.add(node.args[0].value)
+    return found
+
+
+def _of_templates() -> set[str]:
+    found = set()
+    for file in PACKAGE.rglob("templates/**/*.html"):
+        template = Template(file.read_text(), engine=engines["django"].engine)
+        for node in template.nodelist.get_nodes_by_type(object):
+            match type(node).__name__:
+                case "TranslateNode":
+                    found.add(node.filter_expression.var.literal or str(node.filter_expression.var))
+                case "BlockTranslateNode":
+                    found.add(node.render_token_list(node.singular)[0])
+    return found
