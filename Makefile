@@ -1,17 +1,19 @@
 # Two commands matter: `make demo` and `make test`. Both create what they need in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+# Most tests wait for sockets, so three processes are right for two cores.
+PYTEST := $(BIN)/python -m pytest -q -n 3
 
 .PHONY: demo test test-all lint fix lock clean
 
 demo: .venv/installed  ## the main job; ARGS="--script" runs it without a browser
-	@$(BIN)/caplai demo $(ARGS)
+	@CAPLAI_DATA_DIR=$${CAPLAI_DATA_DIR:-$(CURDIR)/.data} $(BIN)/caplai demo $(ARGS)
 
 test: .venv/installed-dev lint  ## within three minutes
-	@$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+	@$(PYTEST) -m "not slow" $(ARGS)
 
 test-all: .venv/installed-dev lint  ## and the slow ones
-	@$(BIN)/python -m pytest -q $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 lint: .venv/installed-dev
 	@$(BIN)/ruff check -q . && $(BIN)/ruff format -q --check . && $(BIN)/mypy -p caplai

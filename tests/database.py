@@ -1,9 +1,8 @@
-"""A pytest plugin, loaded before Django's settings: one embedded PostgreSQL for the whole run.
+"""A pytest plugin, loaded before Django's settings: one embedded PostgreSQL for each test process.
 
 CAPLAI_PG_BIN chooses the server's programs (CI runs the suite once with Debian's PostgreSQL 15).
 """
 
-import atexit
 import os
 import shutil
 import tempfile
@@ -11,18 +10,33 @@ from pathlib import Path
 
 from caplai.local_postgres import LocalPostgres
 
+_PREFIX = "caplai-test-"
+_PG_BIN = os.environ.get("CAPLAI_PG_BIN")
+
 for _name in [name for name in os.environ if name.startswith("CAPLAI_") and name != "CAPLAI_PG_BIN"]:
     del os.environ[_name]  # a developer's own settings are no part of the tests
 
-folder = Path(tempfile.mkdtemp(prefix="caplai-test-"))
-_server = LocalPostgres(folder / "postgres", pg_bin=os.environ.get("CAPLAI_PG_BIN"), fast=True)
+
+def _clean_up_after_the_killed() -> None:
+    """A test process that was killed leaves its server behind; its folder's name says whose it was."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
+        if not Path("/proc", left.name.removeprefix(_PREFIX).split("-")[0]).exists():
+            server = LocalPostgres(left / "postgres", pg_bin=_PG_BIN)
+            if server.status().pid is not None:
+                server.ensure_running(adopt=True)
+                server.stop()
+            shutil.rmtree(left, ignore_errors=True)
+
+
+_clean_up_after_the_killed()
+folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
+_server = LocalPostgres(folder / "postgres", pg_bin=_PG_BIN, fast=True)
 os.environ["CAPLAI_DATABASE_URL"] = _server.ensure_running().dsn
 os.environ["CAPLAI_DATA_DIR"] = str(folder)
 os.environ["CAPLAI_CONFIG"] = str(folder / "caplai.toml")
 (folder / "caplai.toml").write_text("")
 
 
-@atexit.register
-def _stop() -> None:
+def pytest_unconfigure() -> None:
     _server.stop()
     shutil.rmtree(folder, ignore_errors=True)

@@ -125,9 +125,9 @@ class Esme:
         end = time.monotonic() + grace
         while time.monotonic() < end and (self._in_flight or self._unanswered or self._settled):
             await asyncio.sleep(0.02)
-        for connection in self._connections:
+        for connection in list(self._connections):
             connection.unbind()
-        for connection in self._connections:
+        for connection in list(self._connections):
             try:
                 await asyncio.wait_for(connection.ended.wait(), 2.0)
             except TimeoutError:

@@ -107,7 +107,9 @@ class _Connection:
                 self.carrier.binds.append(pdu)
                 if pdu.password == self.carrier.password:
                     self.session.accept_bind(pdu, "smsc", now)
-                    self.bound = pdu.kind.name if pdu.kind.name.startswith("BIND") else f"BIND_{pdu.kind.name}"
+                    self.bound = (
+                        pdu.kind.name if pdu.kind.name.startswith("BIND") else f"BIND_{pdu.kind.name}"
+                    )
                 else:
                     self.session.refuse_bind(pdu, Status.ESME_RINVPASWD, now)
             case Request(pdu):

@@ -15,7 +15,6 @@ from caplai.smpp import text
 from caplai.smpp.pdu import Status, Tag
 from caplai.store import queues
 from caplai.store.db import conninfo
-
 from tests.channels.carrier import Carrier
 
 TEXT = "BH MK 0123456789"
@@ -80,7 +79,9 @@ def test_nothing_is_acknowledged_before_it_is_stored(scenario, conn):
     assert outcomes(conn) == ["issued"]
 
 
-def test_a_store_that_does_not_answer_is_a_temporary_error_and_the_redelivery_is_the_same_message(scenario, conn):
+def test_a_store_that_does_not_answer_is_a_temporary_error_and_the_redelivery_is_the_same_message(
+    scenario, conn
+):
     async def play(carrier):
         await carrier.bound()
         conn.execute("begin")
@@ -89,6 +90,31 @@ def test_a_store_that_does_not_answer_is_a_temporary_error_and_the_redelivery_is
         conn.execute("rollback")
         assert await carrier.deliver(TEXT) == Status.ESME_ROK
         await carrier.replies(1)
+
+    scenario(play)
+    assert outcomes(conn) == ["issued"]
+
+
+def test_what_was_stored_too_late_to_be_acknowledged_is_the_same_message(scenario, conn):
+    """Each statement is quick enough, all together are not: the answer is an error, yet it was stored."""
+    conn.execute(
+        "create function sleepy() returns trigger language plpgsql as"
+        " 'begin perform pg_sleep(1.9); return new; end'"
+    )
+    conn.execute("create trigger slow before insert on inbox for each row execute function sleepy()")
+    conn.execute(
+        "create constraint trigger slower after insert on inbox deferrable initially deferred"
+        " for each row execute function sleepy()"
+    )
+
+    async def play(carrier):
+        await carrier.bound()
+        try:
+            assert await carrier.deliver(TEXT) == Status.ESME_RSYSERR
+        finally:
+            conn.execute("drop function sleepy cascade")
+        await carrier.replies(1)
+        assert await carrier.deliver(TEXT) == Status.ESME_ROK
 
     scenario(play)
     assert outcomes(conn) == ["issued"]
@@ -279,9 +305,9 @@ def test_a_receipt_is_stored_and_matched_and_an_unknown_one_kept(scenario, conn)
             assert await carrier.deliver(body, esm_class=0x04) == Status.ESME_ROK
 
     scenario(play, receipts=True)
-    assert conn.execute("select registered, receipt from (select receipt, 1 registered from outbox) o").fetchall() == [
-        (1, "DELIVRD")
-    ]
+    assert conn.execute(
+        "select registered, receipt from (select receipt, 1 registered from outbox) o"
+    ).fetchall() == [(1, "DELIVRD")]
     assert conn.execute("select state, outbox_id is null from receipt order by id").fetchall() == [
         ("DELIVRD", False),
         ("ODD", True),
@@ -292,7 +318,10 @@ def test_a_receipt_is_stored_and_matched_and_an_unknown_one_kept(scenario, conn)
 def test_a_pair_of_binds(scenario, conn):
     async def play(carrier):
         await carrier.bound(2)
-        assert {connection.bound for connection in carrier.connections} == {"BIND_RECEIVER", "BIND_TRANSMITTER"}
+        assert {connection.bound for connection in carrier.connections} == {
+            "BIND_RECEIVER",
+            "BIND_TRANSMITTER",
+        }
         assert await carrier.deliver(TEXT) == Status.ESME_ROK
         await carrier.replies(1)
 

@@ -125,7 +125,7 @@ def test_the_rules_stand_in_the_order_of_the_specification():
 
 
 def test_every_outcome_is_granted_silent_or_an_error():
-    assert GRANTED | SILENT | ERRORS == frozenset(Outcome)
+    assert frozenset(Outcome) == GRANTED | SILENT | ERRORS
     assert not GRANTED & SILENT
     assert not GRANTED & ERRORS
 

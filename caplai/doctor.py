@@ -1,0 +1,127 @@
+"""`caplai doctor`: what is wrong here, and how to mend it."""
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import psycopg
+
+from caplai import processes
+from caplai.channels.links import Link
+from caplai.config import Config, ConfigError, load
+from caplai.local_postgres import LocalPostgresError
+from caplai.store.keyring import KINDS, KeyringError, KeyringFile
+
+OLDEST_POSTGRESQL = 15
+_PATIENCE = 3.0
+"""Seconds to wait for a carrier's host."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at. `mend`: what to do about it."""
+
+    what: str
+    well: bool
+    says: str
+    mend: str = ""
+
+
+def examine() -> Iterator[Finding]:
+    """Look at configuration, data folder, keys, database and links, in this order."""
+    try:
+        config = load()
+    except ConfigError as error:
+        for line in str(error).splitlines():
+            yield Finding("configuration", False, line)
+        return
+    file = os.environ.get("CAPLAI_CONFIG", "caplai.toml")
+    yield Finding("configuration", True, file if os.path.exists(file) else "no file, so the defaults hold")
+    yield from _data_folder(config)
+    yield from _keys(config)
+    yield from _database(config)
+    if not config.links:
+        yield Finding("links", False, "none is configured: no SMS will come", "Add [[links]] to caplai.toml.")
+    for link in config.links:
+        yield _link(link)
+
+
+def _data_folder(config: Config) -> Iterator[Finding]:
+    try:
+        config.data_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        says = f"{config.data_dir}: {error.strerror}"
+        yield Finding("data folder", False, says, "Name another with CAPLAI_DATA_DIR.")
+        return
+    room = os.statvfs(config.data_dir)
+    gigabytes = room.f_bavail * room.f_frsize / 1e9
+    well = os.access(config.data_dir, os.W_OK) and gigabytes > 1
+    mend = "" if well else "It must be writable and have a gigabyte free."
+    yield Finding("data folder", well, f"{config.data_dir}, {gigabytes:.0f} GB free", mend)
+
+
+def _keys(config: Config) -> Iterator[Finding]:
+    keyring = KeyringFile(config.keyring_file)
+    if not config.keyring_file.exists():
+        yield Finding("keys", True, f"{config.keyring_file} will be made at the first start")
+        return
+    try:
+        count = sum(len(keyring.ring(kind).keys) for kind in KINDS)
+    except KeyringError as error:
+        yield Finding("keys", False, str(error))
+    else:
+        yield Finding("keys", True, f"{config.keyring_file}, {count} keys")
+
+
+def _database(config: Config) -> Iterator[Finding]:
+    kind = "embedded" if config.database_url is None else "CAPLAI_DATABASE_URL"
+    try:
+        with processes.database(config) as dsn, psycopg.connect(dsn, connect_timeout=5) as conn:
+            major = conn.info.server_version // 10_000
+            well = major >= OLDEST_POSTGRESQL
+            mend = "" if well else f"caplai needs PostgreSQL {OLDEST_POSTGRESQL} or later."
+            yield Finding("database", well, f"PostgreSQL {major} ({kind})", mend)
+            row = conn.execute("show fsync").fetchone()
+            if row is None or row[0] != "on":
+                yield Finding("database", False, "fsync is off: a crash loses messages", "Set fsync = on.")
+            processes.setup_django()
+            pending = processes.pending_migrations()
+            if pending:
+                yield Finding(
+                    "tables", False, f"{len(pending)} migrations are missing", "Run: caplai migrate"
+                )
+                return
+            yield Finding("tables", True, "up to date")
+            yield _inbox(conn)
+    except (psycopg.OperationalError, LocalPostgresError) as error:
+        mend = "Is the server running, and is the address right?" if config.database_url else ""
+        yield Finding("database", False, str(error).strip().splitlines()[0], mend)
+
+
+def _inbox(conn: psycopg.Connection) -> Finding:
+    row = conn.execute(
+        "select count(*) filter (where error is null), count(*) filter (where error is not null),"
+        " coalesce(extract(epoch from now() - min(received_at) filter (where error is null)), 0)::float"
+        " from inbox where outcome is null"
+    ).fetchone()
+    assert row is not None
+    waiting, parked, age = row
+    well = age < 60 and not parked
+    says = f"{waiting} messages wait, the oldest {age:.0f} s; {parked} are parked"
+    mend = (
+        "" if well else "Is an engine running? A parked message met an error of ours: see the engine's log."
+    )
+    return Finding("inbox", well, says, mend)
+
+
+def _link(link: Link) -> Finding:
+    address = f"{link.host}:{link.port}"
+    try:
+        with contextlib.closing(socket.create_connection((link.host, link.port), _PATIENCE)):
+            return Finding(f"link {link.name}", True, f"{address} answers")
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        mend = "Is the address right, and does the carrier let this host in?"
+        return Finding(f"link {link.name}", False, f"{address}: {reason}", mend)
