@@ -12,6 +12,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -181,6 +183,17 @@ class Config(BaseSettings):
     def _networks(cls, value: list[str]) -> list[str]:
         for item in value:
             ipaddress.ip_network(item, strict=False)
+        return value
+
+    @field_validator("database_url")
+    @classmethod
+    def _conninfo(cls, value: SecretStr | None) -> SecretStr | None:
+        try:
+            known = value is None or bool(conninfo_to_dict(value.get_secret_value()))
+        except psycopg.Error:
+            known = False
+        if not known:  # without a word of it: it holds a password
+            raise ValueError("must be a URL such as postgresql://user:password@host/database")
         return value
 
     @field_validator("public_url")

@@ -13,9 +13,9 @@ from caplai.channels.esme import Esme
 from caplai.config import Config
 from caplai.domain.policy import ERRORS, Outcome
 from caplai.domain.replies import prepare
-from caplai.service.reissue import Form, Rules, park_poison, reissue_inbox
+from caplai.service.reissue import Form, Rules, reissue_inbox, reissue_one_by_one
 from caplai.store import queues
-from caplai.store.db import DatabaseThreads, conninfo
+from caplai.store.db import DatabaseThreads, conninfo, is_at_fault_itself
 from caplai.store.keyring import KeyringFile
 
 log = logging.getLogger(__name__)
@@ -69,22 +69,30 @@ class Engine:
         self.database = DatabaseThreads(config.engine_workers + len(config.links) + 2)
         self._work = asyncio.Event()
         self._stopping = False
+        self._undecided = False
+        self._end = asyncio.Event()
+        self.failure: BaseException | None = None
         self.esmes = [
             Esme(link, self.database, lambda: keyring.ring("issuing"), self.name, self._work.set)
             for link in config.links
         ]
 
     async def run(self, ready: Callable[[], None] | None = None) -> None:
-        """Run until SIGTERM or SIGINT; then finish what is in the windows and unbind."""
-        stop = asyncio.Event()
+        """Run until SIGTERM or SIGINT; then finish what is in the windows and unbind.
+
+        Raises what one of its tasks failed with: an engine must not go on half alive, and whoever started it
+        (`caplai up`, systemd) starts it anew.
+        """
         for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+            asyncio.get_running_loop().add_signal_handler(number, self._end.set)
         await self.start()
         if ready:
             ready()
-        await stop.wait()
+        await self._end.wait()
         log.info("engine: stopping")
         await self.stop()
+        if self.failure:
+            raise self.failure
 
     async def start(self) -> None:
         rules = await self.database.run(lambda conn: reissue_rules(self.config, self.keyring, conn))
@@ -95,7 +103,14 @@ class Engine:
         ]
         self._tasks.append(asyncio.create_task(self._listen(), name="listen"))
         for task in self._tasks:
-            task.add_done_callback(_report)
+            task.add_done_callback(self._task_ended)
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        """A task of the engine ends by itself only through a bug."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.critical("engine: %s failed", task.get_name(), exc_info=error)
+            self.failure = error
+            self._end.set()
 
     async def stop(self) -> None:
         self._stopping = True
@@ -107,37 +122,49 @@ class Engine:
 
     async def _decide(self, rules: Rules) -> None:
         """Claim and decide, batch after batch, until the inbox is empty; then wait to be woken."""
-        away = False
         while not self._stopping:
             self._work.clear()
             try:
                 decided = await self.database.run(reissue_inbox, rules, DECIDE_BATCH)
-            except psycopg.OperationalError:
-                if not away:
-                    log.error("engine: the database is away; nothing is decided until it is back")
-                away, decided = True, 0
-            except Exception:
-                log.exception("engine: a batch cannot be decided; looking for the message at fault")
-                await self._find_poison(rules)
+            except psycopg.errors.QueryCanceled:
+                await self._decide_one_by_one(rules)  # somebody holds a subject's lock for long
                 continue
+            except Exception as error:
+                decided = 0
+                if is_at_fault_itself(error):
+                    log.exception("engine: a batch cannot be decided; looking for the message at fault")
+                    await self._decide_one_by_one(rules)
+                    continue
+                self._say_once(error)
             else:
-                if away:
-                    log.info("engine: the database is back")
-                away = False
+                self._say_once(None)
             if decided:
-                for esme in self.esmes:
-                    esme.wake()
+                self._wake_links()
             else:
                 await _wait(self._work, POLL)
 
-    async def _find_poison(self, rules: Rules) -> None:
+    async def _decide_one_by_one(self, rules: Rules) -> None:
         try:
-            parked = await self.database.run(park_poison, rules, DECIDE_BATCH)
-        except psycopg.Error:
+            parked = await self.database.run(reissue_one_by_one, rules, DECIDE_BATCH)
+        except Exception as error:
+            self._say_once(error)
             await asyncio.sleep(POLL)
         else:
+            self._wake_links()
             if parked:
-                log.error("engine: parked %d messages that our own code fails on", parked)
+                log.error("engine: parked %d messages that our own code fails on (caplai parked)", parked)
+
+    def _say_once(self, error: Exception | None) -> None:
+        """Log that nothing can be decided, and that it can be again, each once."""
+        if error is not None and not self._undecided:
+            log.error("engine: nothing can be decided (%s); messages wait", type(error).__name__)
+        elif error is None and self._undecided:
+            log.info("engine: messages are decided again")
+        self._undecided = error is not None
+
+    def _wake_links(self) -> None:
+        for esme in self.esmes:
+            esme.wake()
 
     async def _listen(self) -> None:
         """Be woken by what other processes store; the polls are the safety net."""
@@ -149,19 +176,9 @@ class Engine:
                     async for notify in connection.notifies():
                         if notify.channel == queues.INBOX_CHANNEL:
                             self._work.set()
-                        for esme in self.esmes:
-                            esme.wake()
+                        self._wake_links()
             except psycopg.Error:
                 await asyncio.sleep(POLL)
-
-
-def _report(task: asyncio.Task[None]) -> None:
-    """A task of the engine never ends by itself; if one does, that is a bug, and the engine must not go on
-    half-alive: whoever started it (`caplai up`, systemd) starts it anew.
-    """
-    if not task.cancelled() and task.exception() is not None:
-        log.critical("engine: %s failed", task.get_name(), exc_info=task.exception())
-        os.kill(os.getpid(), signal.SIGTERM)
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

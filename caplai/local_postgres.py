@@ -300,6 +300,8 @@ class LocalPostgres:
             # recovery that outlasts our patience goes on, and the next command finds it further.
             if not isinstance(problem, _TooLongError):
                 self._process.send_signal(signal.SIGINT)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(10)
             raise
         # A starter that was killed between spawning its server and the server's writing its pid file.
         other = self._pid_file()

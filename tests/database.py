@@ -3,10 +3,12 @@
 CAPLAI_PG_BIN chooses the server's programs (CI runs the suite once with Debian's PostgreSQL 15).
 """
 
+import fcntl
 import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import IO
 
 from caplai.local_postgres import LocalPostgres
 
@@ -17,19 +19,32 @@ for _name in [name for name in os.environ if name.startswith("CAPLAI_") and name
     del os.environ[_name]  # a developer's own settings are no part of the tests
 
 
+def _hold(folder: Path) -> IO[str] | None:
+    """The folder's lock, which lives as long as the process that holds it; None if another one has it."""
+    lock = (folder / "alive").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    return lock
+
+
 def _clean_up_after_the_killed() -> None:
-    """A test process that was killed leaves its server behind; its folder's name says whose it was."""
-    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
-        if not Path("/proc", left.name.removeprefix(_PREFIX).split("-")[0]).exists():
-            server = LocalPostgres(left / "postgres", pg_bin=_PG_BIN)
-            if server.status().pid is not None:
-                server.ensure_running(adopt=True)
-                server.stop()
-            shutil.rmtree(left, ignore_errors=True)
+    """A test process that was killed leaves its server and its folder behind."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        if (left / "alive").exists() and (lock := _hold(left)):
+            with lock:
+                server = LocalPostgres(left / "postgres", pg_bin=_PG_BIN)
+                if server.status().pid is not None:
+                    server.ensure_running(adopt=True)
+                    server.stop()
+                shutil.rmtree(left, ignore_errors=True)
 
 
 _clean_up_after_the_killed()
-folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
+folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+_lock = _hold(folder)
 _server = LocalPostgres(folder / "postgres", pg_bin=_PG_BIN, fast=True)
 os.environ["CAPLAI_DATABASE_URL"] = _server.ensure_running().dsn
 os.environ["CAPLAI_DATA_DIR"] = str(folder)

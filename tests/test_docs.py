@@ -1,7 +1,9 @@
 """The documentation says what is true. `python -m tests.test_docs` writes the generated part anew."""
 
+import os
 import re
 import shlex
+import subprocess
 import sys
 import types
 from datetime import timedelta
@@ -126,6 +128,31 @@ def test_every_link_and_file_named_in_the_documents_exists(path):
         assert (path.parent / target).exists(), f"{path.name} links to {target}"
     for named in re.findall(r"`((?:caplai|tests|docs|bench)/[\w/.-]+)`", text):
         assert (ROOT / named).exists(), f"{path.name} names {named}"
+
+
+def test_the_first_command_of_the_readme_does_what_the_readme_shows(tmp_path):
+    shown = (ROOT / "README.md").read_text("utf-8")
+    assert 'make demo ARGS="--script"' in shown
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("CAPLAI_", "MAKE"))
+    }
+    environment |= {"CAPLAI_DATA_DIR": str(tmp_path), "CAPLAI_PORT": "0"}
+    done = subprocess.run(
+        ["make", "demo", "ARGS=--script"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    reply = (
+        r"Cap lai mat khau thanh cong\. Tai khoan: \d{10}/Mat khau: \d{6}\. Dung truoc [\d:]{5} [\d/]{10}\."
+    )
+    exchange = rf"8079 -> phone   {reply}"
+    assert re.search(exchange, shown)
+    assert re.search(exchange, done.stdout)
+    assert "All of it happened." in done.stdout
 
 
 if __name__ == "__main__":

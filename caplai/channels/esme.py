@@ -17,7 +17,7 @@ import psycopg
 from caplai.channels.connection import Connection
 from caplai.channels.links import Link, Tls, verdict
 from caplai.domain.issuing import Keyring
-from caplai.service.deliver import Verdict, compose, settle, without_key
+from caplai.service.deliver import KEY_RETRY, Verdict, compose, drop_dead, postpone, settle
 from caplai.smpp import receipt, text
 from caplai.smpp.pdu import BindKind, Command, ShortMessage, Status, command_name, status_name
 from caplai.smpp.session import (
@@ -31,7 +31,8 @@ from caplai.smpp.session import (
     Response,
 )
 from caplai.store import queues
-from caplai.store.db import DatabaseThreads
+from caplai.store.db import DatabaseThreads, is_at_fault_itself
+from caplai.store.keyring import KeyringError
 from caplai.store.queues import Arrival, Due, Settled, Suspect
 
 log = logging.getLogger(__name__)
@@ -41,8 +42,6 @@ GATHER = 0.004
 BATCH = 500
 PATIENCE = 3.5
 """Seconds until a delivery that could not be stored is answered "try again": a real SMSC waits about five."""
-LATE = 4.0
-"""An acknowledgement later than this may have met a carrier that had given up."""
 SUSPICION = 65.0
 """Seconds after a bind in which a delivery may be one that an earlier connection did not acknowledge:
 the 60 of service.md and a margin for the carrier's clock."""
@@ -90,17 +89,25 @@ class Esme:
         self._freed = asyncio.Event()
         self._connections: list[Connection] = []
         self._arrived: list[_Arrived] = []
+        self._storing: list[_Arrived] = []
+        self._refused: set[int] = set()
+        """Those of the batch under way (by id()) that were answered "try again" because it took too long."""
         self._arrival_event = asyncio.Event()
         self._store_broken = False
-        # Deliveries that wait for their commit, and those acknowledged late or refused although they may
-        # have been stored: each may come again.
+        self._lacks_key = False
+        # Deliveries that wait for their answer, and those that were answered "try again" although they are
+        # stored, or may be: they will come again.
         self._unanswered: dict[_Twin, list[tuple[Connection, ShortMessage]]] = {}
         self._doubtful: dict[_Twin, float] = {}
         self._settled: list[Settled] = []
+        self._settled_event = asyncio.Event()
+        self._unwritten = 0
         self._in_flight = 0
         self._allowance = 0.0
         self._allowance_at = time.monotonic()
-        self._tasks: set[asyncio.Task[None]] = set()
+        # Every task of the link is in this group: one that fails ends the link, and with it the engine, for
+        # whoever started it to start anew. A link that is half alive would be worse.
+        self._group = asyncio.TaskGroup()
 
     # --- life ---
 
@@ -110,12 +117,14 @@ class Esme:
         if self.link.bind == "pair":
             kinds = [BindKind.RECEIVER] if "mo" in self.link.use else []
             kinds += [BindKind.TRANSMITTER] if "mt" in self.link.use else []
-        async with asyncio.TaskGroup() as tasks:
+        async with self._group as tasks:
             for kind in kinds:
                 tasks.create_task(self._keep_bound(kind))
             if "mt" in self.link.use:
                 tasks.create_task(self._send_due())
+                tasks.create_task(self._write_settled())
             tasks.create_task(self._store_arrivals())
+            tasks.create_task(self._refuse_the_late())
             tasks.create_task(self._heartbeat())
 
     async def stop(self, grace: float = 5.0) -> None:
@@ -123,7 +132,7 @@ class Esme:
         self._stopping = True
         self.wake()
         end = time.monotonic() + grace
-        while time.monotonic() < end and (self._in_flight or self._unanswered or self._settled):
+        while time.monotonic() < end and (self._in_flight or self._unanswered or self._unwritten):
             await asyncio.sleep(0.02)
         for connection in list(self._connections):
             connection.unbind()
@@ -132,7 +141,7 @@ class Esme:
                 await asyncio.wait_for(connection.ended.wait(), 2.0)
             except TimeoutError:
                 connection.close()
-        await self._write_settled()
+            await self._touch(connection, ended=True)
 
     def wake(self) -> None:
         """Something may be due on this link."""
@@ -206,7 +215,7 @@ class Esme:
             case Bound(kind, _):
                 connection.bound_at = time.monotonic()
                 self._say_state(f"bound as {kind.name.lower()}")
-                self._spawn(self._open(connection))
+                self._group.create_task(self._open(connection))
             case BindRefused(status):
                 self._say_state(f"bind refused: {status_name(status)}")
                 connection.close()
@@ -223,12 +232,13 @@ class Esme:
                 connection.store_session = await self._database.run(
                     queues.open_session, self.link.name, self._engine
                 )
-            except psycopg.OperationalError:
+            except psycopg.Error:
                 self._store_is_broken()
                 await asyncio.sleep(0.5)
             else:
                 self._store_is_back()
                 self._freed.set()
+                self._arrival_event.set()
                 return
 
     # --- from phones ---
@@ -244,79 +254,97 @@ class Esme:
             self._arrival_event.set()
 
     async def _store_arrivals(self) -> None:
-        """Store what arrives, one batch after the other; what waited too long stays with the SMSC."""
+        """Store what arrives, one batch after the other.
+
+        The next batch waits until the one before has ended in the store, answered or not: so whoever is
+        delivered again after a late commit finds its twin there.
+        """
         while True:
             await self._arrival_event.wait()
             await asyncio.sleep(GATHER)
             ready = [item for item in self._arrived if item[0].store_session is not None]
-            now = time.monotonic()
-            if ready:
-                batch = ready[:BATCH]
-                await self._store(batch)
-            else:
-                batch = [item for item in self._arrived if now - item[2] > PATIENCE]
-                for _, pdu, _ in batch:
-                    self._answer(pdu, Status.ESME_RSYSERR)
-                await asyncio.sleep(0.05)
-            gone = {id(item[1]) for item in batch}
-            self._arrived = [item for item in self._arrived if id(item[1]) not in gone]
+            if not ready:
+                self._arrival_event.clear()  # _open() sets it again
+                continue
+            batch = ready[:BATCH]
+            taken = {id(item[1]) for item in batch}
+            self._arrived = [item for item in self._arrived if id(item[1]) not in taken]
             if not self._arrived:
                 self._arrival_event.clear()
-
-    async def _store(self, batch: list[_Arrived]) -> None:
-        """Commit a batch, then answer it."""
-        try:
-            async with asyncio.timeout(PATIENCE):
+            self._storing = batch
+            try:
                 for connection in {item[0] for item in batch}:
-                    await self._store_from(connection, [item for item in batch if item[0] is connection])
-        except (psycopg.OperationalError, psycopg.InterfaceError, TimeoutError):
-            # Nothing is certain, not even that nothing was stored.
-            self._store_is_broken()
-            for _, pdu, _ in batch:
-                self._answer(pdu, Status.ESME_RSYSERR, doubtful=True)
-        except Exception:
-            log.exception("link %s: a batch could not be stored", self.link.name)
-            await self._store_one_by_one(batch)
+                    await self._store(connection, [item for item in batch if item[0] is connection])
+            finally:
+                self._storing = []
+                self._refused.clear()
+            self._on_stored()
+
+    async def _refuse_the_late(self) -> None:
+        """What is not stored in time is answered "try again", so that the carrier keeps it."""
+        while True:
+            await asyncio.sleep(0.1)
+            late = time.monotonic() - PATIENCE
+            for _, pdu, arrived in self._storing:
+                if arrived < late and id(pdu) not in self._refused:
+                    self._refused.add(id(pdu))
+                    self._answer(pdu, Status.ESME_RSYSERR)
+            waiting = [item for item in self._arrived if item[2] < late]
+            if waiting:
+                gone = {id(item[1]) for item in waiting}
+                self._arrived = [item for item in self._arrived if id(item[1]) not in gone]
+                for _, pdu, _ in waiting:
+                    self._answer(pdu, Status.ESME_RSYSERR)
+
+    async def _store(self, connection: Connection, items: list[_Arrived]) -> None:
+        """Commit deliveries of one connection, then answer them."""
+        try:
+            await self._commit(connection, [pdu for _, pdu, _ in items])
+        except Exception as error:
+            if not is_at_fault_itself(error):
+                self._store_failed(items, error)
+            elif len(items) > 1:
+                # Our own code fails on one of them: only that one is refused, for good.
+                for item in items:
+                    await self._store(connection, [item])
+            else:
+                log.exception("link %s: %r cannot be stored", self.link.name, items[0][1])
+                self._answer(items[0][1], Status.ESME_RX_P_APPN)
         else:
             self._store_is_back()
-        self._on_stored()
+            for _, pdu, _ in items:
+                if id(pdu) in self._refused:
+                    self._doubt(pdu)  # it is stored, yet was answered "try again" meanwhile
+                else:
+                    self._answer(pdu, Status.ESME_ROK)
 
-    async def _store_one_by_one(self, batch: list[_Arrived]) -> None:
-        """A batch that our own code fails on: only the message at fault is refused, for good."""
-        for connection, pdu, arrived in batch:
-            if _twin(pdu) not in self._unanswered:
-                continue
-            try:
-                await self._store_from(connection, [(connection, pdu, arrived)])
-            except (psycopg.OperationalError, psycopg.InterfaceError):
-                self._answer(pdu, Status.ESME_RSYSERR, doubtful=True)
-            except Exception:
-                log.exception("link %s: %r cannot be stored", self.link.name, pdu)
-                self._answer(pdu, Status.ESME_RX_P_APPN)
+    def _store_failed(self, items: list[_Arrived], error: Exception) -> None:
+        self._store_is_broken()
+        for _, pdu, _ in items:
+            if id(pdu) not in self._refused:
+                self._answer(pdu, Status.ESME_RSYSERR)
+            if not (isinstance(error, psycopg.Error) and error.sqlstate):
+                self._doubt(pdu)  # the server said nothing: it may have committed all the same
 
-    async def _store_from(self, connection: Connection, items: list[_Arrived]) -> None:
-        receipts = [pdu for _, pdu, _ in items if receipt.is_receipt(pdu)]
-        messages = [pdu for _, pdu, _ in items if not receipt.is_receipt(pdu)]
+    async def _commit(self, connection: Connection, pdus: list[ShortMessage]) -> None:
+        receipts = [self._receipt(pdu) for pdu in pdus if receipt.is_receipt(pdu)]
         if receipts:
-            await self._database.run(
-                queues.accept_receipts, self.link.name, [self._receipt(pdu) for pdu in receipts]
-            )
-        if messages:
-            arrivals = [self._arrival(connection, pdu) for pdu in messages]
+            await self._database.run(queues.accept_receipts, self.link.name, receipts)
+        arrivals = [self._arrival(connection, pdu) for pdu in pdus if not receipt.is_receipt(pdu)]
+        if arrivals:
             stored_at = await self._database.run(
                 queues.accept, self.link.name, connection.store_session, arrivals, self._join
             )
             connection.acknowledged.append((time.monotonic(), stored_at))
-        for _, pdu, arrived in items:
-            self._answer(pdu, Status.ESME_ROK, doubtful=time.monotonic() - arrived > LATE)
 
-    def _answer(self, pdu: ShortMessage, status: int, *, doubtful: bool = False) -> None:
+    def _doubt(self, pdu: ShortMessage) -> None:
+        """This message may come again although it is stored."""
+        self._doubtful[_twin(pdu)] = time.monotonic() + queues.REDELIVERY.total_seconds()
+
+    def _answer(self, pdu: ShortMessage, status: int) -> None:
         """Answer a delivery, and whatever else the carrier asked of the same message meanwhile."""
-        now = time.monotonic()
-        if doubtful:
-            self._doubtful[_twin(pdu)] = now + queues.REDELIVERY.total_seconds()
         for connection, asked in self._unanswered.pop(_twin(pdu), ()):
-            connection.session.respond(asked, status, now=now)
+            connection.session.respond(asked, status, now=time.monotonic())
             connection.flush_soon()
 
     def _arrival(self, connection: Connection, pdu: ShortMessage) -> Arrival:
@@ -368,12 +396,12 @@ class Esme:
             connection = self._sender()
             room = min(connection.session.free, self._allowed()) if connection else 0
             claimed: list[Due] = []
-            if connection and room > 0 and self._settles_keep_up():
+            if connection and room > 0 and self._unwritten < 4 * BATCH:
                 try:
                     claimed = await self._database.run(
                         queues.claim_outbox, self.link.name, self._engine, min(room, BATCH), LEASE
                     )
-                except psycopg.OperationalError:
+                except psycopg.Error:
                     self._store_is_broken()
                     await self._pause(POLL)
             for due in claimed:
@@ -396,37 +424,53 @@ class Esme:
         return next((c for c in self._connections if c.session.free and c.store_session is not None), None)
 
     def _allowed(self) -> int:
-        """How many messages the carrier's TPS allows now (a bucket of one second)."""
+        """How many messages the carrier's TPS allows now: a bucket that holds a tenth of a second."""
         if not self.link.tps:
             return BATCH
         now = time.monotonic()
-        self._allowance = min(self.link.tps, self._allowance + (now - self._allowance_at) * self.link.tps)
+        room = max(1.0, self.link.tps / 10)
+        self._allowance = min(room, self._allowance + (now - self._allowance_at) * self.link.tps)
         self._allowance_at = now
         return int(self._allowance)
 
-    def _settles_keep_up(self) -> bool:
-        return len(self._settled) < 4 * BATCH
-
     def _submit(self, connection: Connection | None, due: Due) -> None:
-        now = datetime.now(UTC)
+        if dead := drop_dead(due):
+            self._settle(dead)
+            return
         if connection is None or not connection.session.free:
-            self._settle(Settled(due.id, sent=False, again_in=0.0))
+            self._settle(postpone(due, 0.0))
             return
-        message = compose(due, self._keyring())
-        if message is None:
-            log.error(
-                "link %s: this host lacks an issuing key; messages wait for one that has it", self.link.name
-            )
-            for settled in without_key([due]):
-                self._settle(settled)
+        try:
+            message = compose(due, self._keyring())
+            pdu = None if message is None else self._submit_sm(due, message)
+            if pdu is not None:
+                connection.session.request(pdu, time.monotonic(), due)
+        except KeyringError:
+            pdu = None
+        except Exception:  # a row that can never be sent must not take the others with it
+            log.exception("link %s: message %d cannot be sent", self.link.name, due.id)
+            self._settle(settle(due, Verdict.NEVER, datetime.now(UTC)))
             return
-        coding, body = text.encode(message, default=self.link.default_alphabet)
+        if pdu is None:
+            if not self._lacks_key:
+                log.error("link %s: this host lacks an issuing key; replies wait for it", self.link.name)
+            self._lacks_key = True
+            self._settle(postpone(due, KEY_RETRY))
+            return
+        self._lacks_key = False
+        self._in_flight += 1
+        if self.link.tps:
+            self._allowance -= 1
+
+    def _submit_sm(self, due: Due, message: str) -> ShortMessage:
         link = self.link
-        pdu = ShortMessage(
+        coding, body = text.encode(message, default=link.default_alphabet)
+        ton, npi, sender = link.sender_address(due.sender)
+        return ShortMessage(
             Command.SUBMIT_SM,
-            source_ton=link.sender_ton,
-            source_npi=link.sender_npi,
-            source=link.sender or due.sender,
+            source_ton=ton,
+            source_npi=npi,
+            source=sender,
             destination_ton=link.phone_ton if due.destination_ton is None else due.destination_ton,
             destination_npi=link.phone_npi if due.destination_npi is None else due.destination_npi,
             destination=due.destination,
@@ -434,15 +478,6 @@ class Esme:
             data_coding=coding,
             short_message=body,
         )
-        try:
-            connection.session.request(pdu, time.monotonic(), due)
-        except ValueError:  # smpp.pdu.EncodeError: it can never be written
-            log.exception("link %s: message %d cannot be written as SMPP", self.link.name, due.id)
-            self._settle(settle(due, Verdict.NEVER, now))
-            return
-        self._in_flight += 1
-        if self.link.tps:
-            self._allowance -= 1
 
     def _answered(self, due: Due, response: Response) -> None:
         pdu = response.pdu
@@ -452,27 +487,28 @@ class Esme:
 
     def _settle(self, settled: Settled) -> None:
         self._settled.append(settled)
-        if len(self._settled) == 1:
-            self._spawn(self._write_settled_soon())
-
-    async def _write_settled_soon(self) -> None:
-        await asyncio.sleep(GATHER)
-        await self._write_settled()
+        self._unwritten += 1
+        self._settled_event.set()
 
     async def _write_settled(self) -> None:
-        while self._settled:
+        """Write what became of messages, batch by batch. What cannot be written is sent again after its lease."""
+        while True:
+            await self._settled_event.wait()
+            await asyncio.sleep(GATHER)
+            self._settled_event.clear()
             batch, self._settled = self._settled, []
             try:
                 await self._database.run(queues.settle_outbox, self._engine, batch)
-            except psycopg.OperationalError:
+            except psycopg.Error:
                 self._store_is_broken()
                 self._settled = batch + self._settled
-                if self._stopping:
-                    return  # the lease runs out, and they are sent once more
+                self._settled_event.set()
                 await asyncio.sleep(0.5)
             else:
-                if any(settled.again_in is not None for settled in batch):
-                    asyncio.get_running_loop().call_later(2.0, self.wake)
+                self._unwritten -= len(batch)
+                pauses = [settled.again_in for settled in batch if settled.state == "ready"]
+                if pauses:
+                    asyncio.get_running_loop().call_later(min(pauses), self.wake)
 
     # --- the store's health, the heartbeat ---
 
@@ -511,8 +547,3 @@ class Esme:
             )
         except psycopg.Error:
             self._store_is_broken()
-
-    def _spawn(self, work) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)  # the loop itself keeps only a weak reference
-        task.add_done_callback(self._tasks.discard)

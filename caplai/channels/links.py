@@ -3,10 +3,16 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 from caplai.service.deliver import Verdict
 from caplai.smpp.pdu import Status
+
+
+def _ascii(value: str) -> str:
+    if not value.isascii() or "\0" in value:
+        raise ValueError("must be ASCII: SMPP knows no other characters here")
+    return value
 
 
 class Tls(BaseModel):
@@ -44,8 +50,12 @@ class Link(BaseModel):
     sender: str | None = Field(
         None, description="The sender (brandname) of what we send; none: the short code that was texted."
     )
-    sender_ton: int = Field(0, ge=0, le=255, description="TON of the sender (SMPP 5.2.5).")
-    sender_npi: int = Field(1, ge=0, le=255, description="NPI of the sender (SMPP 5.2.6).")
+    sender_ton: int | None = Field(
+        None, ge=0, le=255, description="TON of the sender; none: 5 (alphanumeric) with letters, else 0."
+    )
+    sender_npi: int | None = Field(
+        None, ge=0, le=255, description="NPI of the sender; none: 0 (unknown) with letters, else 1."
+    )
     phone_ton: int = Field(1, ge=0, le=255, description="TON of a phone we send to; 1: international.")
     phone_npi: int = Field(1, ge=0, le=255, description="NPI of a phone we send to; 1: E.164.")
     default_alphabet: Literal["gsm0338", "latin1", "ascii"] = Field(
@@ -58,6 +68,25 @@ class Link(BaseModel):
     response_timeout: float = Field(
         10, gt=0, le=60, description="Seconds after which an unanswered request is lost."
     )
+
+    @field_validator("system_id", "system_type", "sender")
+    @classmethod
+    def _is_ascii(cls, value: str | None) -> str | None:
+        return value if value is None else _ascii(value)
+
+    @field_validator("password")
+    @classmethod
+    def _password_is_ascii(cls, value: SecretStr) -> SecretStr:
+        _ascii(value.get_secret_value())
+        return value
+
+    def sender_address(self, short_code: str) -> tuple[int, int, str]:
+        """TON, NPI and address that a message comes from (SMPP 3.4, 5.2.5 and 5.2.6)."""
+        sender = self.sender or short_code
+        letters = not sender.isdigit()
+        ton = (5 if letters else 0) if self.sender_ton is None else self.sender_ton
+        npi = (0 if letters else 1) if self.sender_npi is None else self.sender_npi
+        return ton, npi, sender
 
 
 # SMPP 3.4, 5.1.3: what stays refused however often it is sent. A status that is not here, a carrier's own

@@ -1,6 +1,5 @@
 """What goes to phones: the text of a reply, made in memory only, and what becomes of it."""
 
-from collections.abc import Sequence
 from datetime import datetime, timedelta
 from enum import Enum
 
@@ -29,17 +28,14 @@ def compose(due: Due, keyring: Keyring) -> str | None:
     """The text of an outbox row, or None when this host lacks the key of its case."""
     if due.case_id is None:
         return fill(due.wording, until=due.until)
-    assert due.key and due.version and due.length and due.alphabet and due.account
+    if due.key is None:
+        raise LookupError("a reply's case is gone")
+    assert due.version and due.length and due.alphabet and due.account
     key = keyring.get(due.key)
     if key is None:
         return None
     password = derive(key, Inputs(due.version, due.case_id, due.account, due.length, due.alphabet))
     return fill(due.wording, code=due.account, password=password, until=due.until)
-
-
-def expired(due: Due, now: datetime) -> bool:
-    """Whether nobody is helped by this message any more: its password is dead."""
-    return due.expires_at is not None and due.expires_at <= now
 
 
 def settle(
@@ -50,13 +46,18 @@ def settle(
     Attempts are bounded in number and time; the pause is 2, 4, 8 … 300 seconds.
     """
     if verdict is Verdict.SENT:
-        return Settled(due.id, sent=True, status=status, message_id=message_id)
-    tired = due.attempts >= MAX_ATTEMPTS or now - due.created_at > GIVE_UP or expired(due, now)
+        return Settled(due.id, "sent", status, message_id)
+    tired = due.attempts >= MAX_ATTEMPTS or now - due.created_at > GIVE_UP
     if tired or verdict is Verdict.NEVER:
-        return Settled(due.id, sent=False, status=status)
-    return Settled(due.id, sent=False, status=status, again_in=min(2.0 ** min(due.attempts, 9), 300.0))
+        return Settled(due.id, "failed", status)
+    return Settled(due.id, "ready", status, again_in=min(2.0 ** min(due.attempts, 9), 300.0))
 
 
-def without_key(dues: Sequence[Due]) -> list[Settled]:
-    """Messages whose key is not on this host: they wait for one that has it."""
-    return [Settled(due.id, sent=False, again_in=KEY_RETRY) for due in dues]
+def postpone(due: Due, seconds: float) -> Settled:
+    """A message that could not even be tried: due again, and no attempt is counted."""
+    return Settled(due.id, "ready", again_in=seconds, tried=False)
+
+
+def drop_dead(due: Due) -> Settled | None:
+    """A reply whose password has ended meanwhile is not sent: only the one that works goes out."""
+    return Settled(due.id, "expired", tried=False) if due.dead else None

@@ -19,5 +19,11 @@ def switch_service(is_open: bool) -> None:
 def keys_in_use() -> dict[tuple[str, str], str]:
     """What still needs each key, in words: (kind, key id) → "12 open cases"."""
     with connection.cursor() as cursor:
-        cursor.execute("select key, count(*) from reissue_case where ended_at is null group by key")
-        return {("issuing", key): f"{count} open cases" for key, count in cursor.fetchall()}
+        cursor.execute(
+            "select key, count(*) from reissue_case where ended_at is null and expires_at > now() group by key"
+        )
+        used = {("issuing", key): f"{count} open cases" for key, count in cursor.fetchall()}
+        cursor.execute(
+            "select split_part(password, '$', 2), count(*) from login where password like 'argon2p$%' group by 1"
+        )
+        return used | {("pepper", key): f"{count} chosen passwords" for key, count in cursor.fetchall()}

@@ -20,6 +20,7 @@ from caplai.domain.policy import ERRORS, GRANTED, SILENT, Decision, Facts, Limit
 from caplai.domain.replies import whole_minute
 from caplai.service import locks
 from caplai.store import queues
+from caplai.store.db import is_at_fault_itself
 
 # The longest window of any limit: older cases are no facts.
 _HISTORY = timedelta(days=30)
@@ -173,22 +174,26 @@ def reissue_inbox(conn: psycopg.Connection, rules: Rules, count: int) -> int:
     return len(waiting)
 
 
-def park_poison(conn: psycopg.Connection, rules: Rules, count: int) -> int:
-    """Decide waiting messages one at a time and park those that our own code fails on; returns how many.
+def reissue_one_by_one(conn: psycopg.Connection, rules: Rules, count: int) -> int:
+    """Decide waiting messages each in a transaction of its own; returns how many were parked.
 
-    Each has a transaction of its own. Raises psycopg.OperationalError when the database is away.
+    For when a batch cannot be decided. A message that our own code fails on is parked; one whose subject
+    is locked for longer stays waiting; anything else is raised, for it is no message's fault.
     """
-    parked = 0
+    parked = last = 0
     for _ in range(count):
         message = None
         try:
             with conn.transaction():
-                for message in queues.claim_inbox(conn, 1):
+                conn.execute("set local lock_timeout = '200ms'")
+                for message in queues.claim_inbox(conn, 1, after=last):
+                    last = message.id
                     reissue(conn, [_request(message, rules)], rules)
-        except psycopg.OperationalError:
-            raise
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled):
+            continue
         except Exception as error:
-            assert message is not None
+            if message is None or not is_at_fault_itself(error):
+                raise
             queues.park(conn, message.id, type(error).__name__)
             parked += 1
         if message is None:

@@ -11,6 +11,8 @@ import psycopg
 from django.db import connections
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from caplai.store.keyring import KeyringError
+
 T = TypeVar("T")
 
 
@@ -39,9 +41,37 @@ def conninfo() -> str:
     return make_conninfo(**parts, **options)
 
 
-def connect(**options) -> psycopg.Connection:
-    """A psycopg connection in autocommit; transactions are opened where they are meant."""
-    return psycopg.connect(conninfo(), autocommit=True, application_name="caplai", **options)
+# A host that vanishes without a word must not hold a thread for the quarter of an hour that TCP would wait.
+_NETWORK = {
+    "tcp_user_timeout": "5000",
+    "keepalives_idle": "5",
+    "keepalives_interval": "2",
+    "keepalives_count": "2",
+    "application_name": "caplai",
+}
+
+
+def connect(*, connect_timeout: int = 10, statement_timeout: float | None = None) -> psycopg.Connection:
+    """A psycopg connection in autocommit; transactions are opened where they are meant. Times in seconds."""
+    parts: dict[str, Any] = {
+        **_NETWORK,
+        **conninfo_to_dict(conninfo()),
+        "connect_timeout": str(connect_timeout),
+    }
+    if statement_timeout is not None:
+        given = str(parts.get("options") or "")  # what the operator's URL sets goes on holding
+        parts["options"] = f"{given} -c statement_timeout={int(statement_timeout * 1000)}".strip()
+    return psycopg.connect(make_conninfo(**parts), autocommit=True)
+
+
+def is_at_fault_itself(error: Exception) -> bool:
+    """Whether the data makes our code fail, rather than the state that database or keyring are in.
+
+    Only then is it right to set the data aside for good: everything else heals, and the data waits.
+    """
+    if isinstance(error, psycopg.Error):
+        return isinstance(error, psycopg.DataError | psycopg.IntegrityError)
+    return not isinstance(error, KeyringError)
 
 
 class DatabaseThreads:
@@ -55,10 +85,8 @@ class DatabaseThreads:
         self._pool = ThreadPoolExecutor(size, thread_name_prefix="db")
         self._local = threading.local()
         self._connections: list[psycopg.Connection] = []
-        self._options = {
-            "connect_timeout": connect_timeout,
-            "options": f"-c statement_timeout={int(statement_timeout * 1000)}",
-        }
+        self._connect_timeout = connect_timeout
+        self._statement_timeout = statement_timeout
 
     async def run(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """`function(connection, *args, **kwargs)` in a thread; raises what it raises."""
@@ -69,12 +97,15 @@ class DatabaseThreads:
     def _call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         connection = getattr(self._local, "connection", None)
         if connection is None or connection.closed:
-            connection = self._local.connection = connect(**self._options)
+            connection = self._local.connection = connect(
+                connect_timeout=self._connect_timeout, statement_timeout=self._statement_timeout
+            )
             self._connections.append(connection)
         try:
             return function(connection, *args, **kwargs)
-        except psycopg.OperationalError:
-            # A restarted server leaves a connection that is broken but does not know it.
+        except psycopg.Error:
+            # A restarted server leaves a connection that does not know that it is broken, a failover one to
+            # what is no primary any more: a new one finds out.
             connection.close()
             self._connections.remove(connection)
             raise

@@ -91,6 +91,9 @@ class KeyringFile:
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.{secrets.token_hex(4)}")
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(descriptor, "w") as file:
+            if self.path.exists() and os.geteuid() == 0:  # root rotates it for the user who runs the service
+                status = self.path.stat()
+                os.fchown(descriptor, status.st_uid, status.st_gid)
             json.dump(content, file, indent=1)
             file.flush()
             os.fsync(file.fileno())

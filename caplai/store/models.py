@@ -148,9 +148,7 @@ class Case(models.Model):
         USED = "used"
         EXPIRED = "expired"
         GUESSED_OUT = "guessed_out"
-        REPORTED = "reported"
         ACCOUNT_CHANGED = "account_changed"
-        RESTORED = "restored"
 
     pk = models.CompositePrimaryKey("account", "id")
     account = Text(help_text="The account's code.")
@@ -280,6 +278,7 @@ class Outbox(models.Model):
         CLAIMED = "claimed"
         SENT = "sent"
         FAILED = "failed"
+        EXPIRED = "expired"
 
     id = models.BigAutoField(primary_key=True)
     created_at = models.DateTimeField(db_default=Now())
@@ -323,7 +322,7 @@ class Receipt(models.Model):
     message_ids = ArrayField(
         models.TextField(), help_text="The id in each form that a carrier might have meant."
     )
-    state = Text(help_text="Raw.")
+    state = Text(null=True, help_text="Raw; empty when the receipt names none.")
     error = Text(null=True)
     outbox_id = models.BigIntegerField(null=True)
 

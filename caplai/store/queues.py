@@ -86,18 +86,23 @@ class Due:
     version: int | None
     length: int | None
     alphabet: str | None
-    expires_at: datetime | None
+    dead: bool
+    """Whether its password has ended or expired: nobody is helped by it any more."""
 
 
 @dataclass(slots=True)
 class Settled:
-    """What became of a claimed outbox row. `again_in`: seconds until it is due once more, or None: final."""
+    """What became of a claimed outbox row."""
 
     id: int
-    sent: bool
+    state: str
+    """An Outbox.State: sent, failed, expired, or ready to be tried again."""
     status: int | None = None
     message_id: str | None = None
-    again_in: float | None = None
+    again_in: float = 0.0
+    """If it is ready: seconds until it is due."""
+    tried: bool = True
+    """Whether it was submitted; a claim that came to nothing is no attempt."""
 
 
 # --- inbox -----------------------------------------------------------------------------------------
@@ -154,6 +159,10 @@ returning link, session, source, source_ton, source_npi, destination, coding, re
 """
 
 
+_LINK = " and link = %(link)s"
+_FROM_THESE = f"{_LINK} and source = any(%(source)s)"
+
+
 def accept(
     conn: psycopg.Connection, link: str, session: int | None, arrivals: Sequence[Arrival], join
 ) -> datetime:
@@ -169,9 +178,8 @@ def accept(
         parts = [arrival for arrival in arrivals if arrival.text is None]
         if parts:
             conn.execute(_INSERT_SEGMENTS, _columns(link, session, parts, _PART_COLUMNS))
-            whole += _joined(
-                conn, join, " and source = any(%(source)s)", source=[part.source for part in parts]
-            )
+            sources = [part.source for part in parts]
+            whole += _joined(conn, join, _FROM_THESE, link=link, source=sources)
         if whole:
             conn.execute(_INSERT_INBOX, _columns(link, session, whole, _TEXT_COLUMNS))
         conn.execute(f"notify {INBOX_CHANNEL}")
@@ -187,7 +195,7 @@ def sweep_segments(conn: psycopg.Connection, link: str, join, patience: timedelt
     """
     with conn.transaction():
         conn.execute("delete from segment where joined_at < now() - interval '10 minutes'")
-        late = _joined(conn, join, " and link = %(link)s", patience=patience, link=link)
+        late = _joined(conn, join, _LINK, patience=patience, link=link)
         if late:
             conn.execute(_INSERT_INBOX, _columns(link, None, late, _TEXT_COLUMNS))
             conn.execute(f"notify {INBOX_CHANNEL}")
@@ -221,14 +229,25 @@ def _joined(
     return joined
 
 
-def claim_inbox(conn: psycopg.Connection, count: int) -> list[Waiting]:
-    """Up to `count` undecided messages in the order of arrival, locked until the transaction ends."""
+def claim_inbox(conn: psycopg.Connection, count: int, after: int = 0) -> list[Waiting]:
+    """Up to `count` undecided messages in the order of arrival, after the id `after`, locked until the
+    transaction ends.
+    """
     with conn.cursor(row_factory=class_row(Waiting)) as cursor:
         return cursor.execute(
             "select id, received_at, link, source, source_ton, source_npi, destination, text from inbox"
-            " where outcome is null and error is null order by id limit %s for update skip locked",
-            [count],
+            " where outcome is null and error is null and id > %s order by id limit %s for update skip locked",
+            [after, count],
         ).fetchall()
+
+
+def unpark(conn: psycopg.Connection) -> int:
+    """Let parked messages be decided after all; returns how many there were."""
+    parked = conn.execute(
+        "update inbox set error = null where outcome is null and error is not null"
+    ).rowcount
+    conn.execute(f"notify {INBOX_CHANNEL}")
+    return parked
 
 
 def park(conn: psycopg.Connection, inbox_id: int, error: str) -> None:
@@ -248,7 +267,8 @@ with due as (
     returning outbox.*
 )
 select o.id, o.kind, o.link, o.sender, o.destination, o.destination_ton, o.destination_npi, o.attempts, o.created_at,
-       w.text as wording, o.until, o.account, o.case_id, c.key, c.version, c.length, c.alphabet, c.expires_at
+       w.text as wording, o.until, o.account, o.case_id, c.key, c.version, c.length, c.alphabet,
+       coalesce(c.ended_at is not null or c.expires_at <= now(), false) as dead
 from claimed o join wording w on w.id = o.wording
 left join reissue_case c on c.account = o.account and c.id = o.case_id
 order by o.id
@@ -265,19 +285,20 @@ def claim_outbox(conn: psycopg.Connection, link: str, engine: str, count: int, l
 
 _SETTLE_OUTBOX = """
 update outbox set
-    state = case when s.sent then 'sent' when s.again_in is null then 'failed' else 'ready' end,
-    settled_at = case when s.sent or s.again_in is null then now() end,
-    due_at = case when s.again_in is null then due_at else now() + s.again_in * interval '1 second' end,
+    state = s.state,
+    settled_at = case when s.state <> 'ready' then now() end,
+    due_at = case when s.state = 'ready' then now() + s.again_in * interval '1 second' else due_at end,
+    attempts = attempts - case when s.tried then 0 else 1 end,
     claimed_by = null, status = coalesce(s.status, outbox.status), message_id = s.message_id
-from unnest(%(id)s::bigint[], %(sent)s::bool[], %(status)s::bigint[], %(message_id)s::text[], %(again_in)s::float[])
-     as s (id, sent, status, message_id, again_in)
+from unnest(%(id)s::bigint[], %(state)s::text[], %(status)s::bigint[], %(message_id)s::text[], %(again_in)s::float[],
+            %(tried)s::bool[]) as s (id, state, status, message_id, again_in, tried)
 where outbox.id = s.id and outbox.state = 'claimed' and outbox.claimed_by = %(engine)s
 """
 
 
 def settle_outbox(conn: psycopg.Connection, engine: str, settled: Sequence[Settled]) -> None:
     """Write what became of rows that `engine` had claimed; rows that others hold by now stay as they are."""
-    names = ("id", "sent", "status", "message_id", "again_in")
+    names = ("id", "state", "status", "message_id", "again_in", "tried")
     columns = {name: [getattr(row, name) for row in settled] for name in names}
     conn.execute(_SETTLE_OUTBOX, {**columns, "engine": engine})
 

@@ -329,6 +329,25 @@ def test_a_pair_of_binds(scenario, conn):
     assert outcomes(conn) == ["issued"]
 
 
+@pytest.mark.parametrize(
+    ("options", "address"),
+    [
+        ({}, (0, 1, "8079")),
+        ({"sender": "BHXH VN"}, (5, 0, "BHXH VN")),
+        ({"sender": "BHXH", "sender_ton": 2, "sender_npi": 8}, (2, 8, "BHXH")),
+    ],
+)
+def test_the_sender_is_the_short_code_or_a_brandname(scenario, options, address):
+    async def play(carrier):
+        await carrier.bound()
+        await carrier.deliver(TEXT)
+        await carrier.replies(1)
+        [pdu] = carrier.submitted
+        assert (pdu.source_ton, pdu.source_npi, pdu.source) == address
+
+    scenario(play, **options)
+
+
 def test_a_refused_bind_is_tried_again_with_growing_pauses(scenario, conn):
     async def play(carrier):
         await carrier.until(lambda: len(carrier.binds) >= 3)

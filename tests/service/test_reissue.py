@@ -31,7 +31,7 @@ def text(conn, rules, *texts, source=PHONE, **where):
 
 def replies(conn, link="viettel"):
     claimed = queues.claim_outbox(conn, link, "test", 1000, timedelta(seconds=60))
-    queues.settle_outbox(conn, "test", [queues.Settled(due.id, sent=True, status=0) for due in claimed])
+    queues.settle_outbox(conn, "test", [queues.Settled(due.id, "sent", 0) for due in claimed])
     return [compose(due, settings.KEYRING.ring("issuing")) for due in claimed]
 
 
