@@ -1,0 +1,197 @@
+"""Debian's Kannel (bearerbox and smsbox) as an ESME, driven from a test."""
+
+import asyncio
+import os
+import re
+import shutil
+import socket
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import aiohttp
+import pytest
+
+WAIT = 15.0
+"""Seconds for anything to happen: a limit, no expectation."""
+
+PATH = os.environ.get("PATH", "") + ":/usr/sbin"  # where Debian puts it, and only root looks
+needs_kannel = pytest.mark.skipif(
+    not all(shutil.which(box, path=PATH) for box in ("bearerbox", "smsbox")),
+    reason="needs Kannel: apt-get install kannel",
+)
+
+# A blank line ends a group; a comment or a key after it would belong to none.
+CONFIGURATION = """
+group = core
+admin-port = {admin}
+admin-interface = 127.0.0.1
+admin-password = test
+smsbox-port = {boxes}
+smsbox-interface = 127.0.0.1
+box-allow-ip = 127.0.0.1
+
+{binds}
+group = smsbox
+bearerbox-host = 127.0.0.1
+sendsms-port = {sendsms}
+sendsms-interface = 127.0.0.1
+
+group = sms-service
+keyword = bh
+catch-all = true
+text = "{reply}"
+max-messages = 9
+concatenation = true
+
+group = sendsms-user
+username = test
+password = test
+max-messages = 9
+concatenation = true
+"""
+
+# Of a pair, each bind is a group; they share the smsc-id, so that an answer may leave by the other.
+BIND = """
+group = smsc
+smsc = smpp
+smsc-id = simulator
+host = 127.0.0.1
+{which}
+smsc-username = caplai
+smsc-password = {password}
+system-type = ""
+enquire-link-interval = 1
+reconnect-delay = 1
+"""
+
+_GOING = re.compile(r"\[(\d+)\] DEBUG: SMPP\[simulator\]: (Got|Sending) ")
+_WHAT = re.compile(r"\[(\d+)\] DEBUG: +type_name: (\w+)")
+
+
+class Kannel:
+    """`async with Kannel(folder, port) as kannel:` both boxes, connected to the SMSC on `port`.
+
+    It answers whatever begins with BH by `reply`, where `%a` is the text it was sent (percent-encoded).
+    `pair` makes it bind as a transmitter and a receiver.
+    """
+
+    def __init__(
+        self, folder: Path, port: int, *, reply: str = "", password: str = "secret", pair: bool = False
+    ) -> None:
+        admin, boxes, self._sendsms = free_ports(3)
+        self._boxes = boxes
+        pairs = [f"port = {port}", f"receive-port = {port}"]
+        which = pairs if pair else [f"port = {port}\ntransceiver-mode = true"]
+        binds = "".join(BIND.format(which=each, password=password) for each in which)
+        self._file = folder / "kannel.conf"
+        self._file.write_text(
+            CONFIGURATION.format(admin=admin, boxes=boxes, sendsms=self._sendsms, binds=binds, reply=reply)
+        )
+        self.log: list[str] = []
+        self._going: dict[str, str] = {}
+        self._pdus: set[tuple[str, str]] = set()
+        self._news = asyncio.Event()
+        self._processes: list[asyncio.subprocess.Process] = []
+        self._readers: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> "Kannel":
+        try:
+            await self._start("bearerbox")
+            async with asyncio.timeout(WAIT):
+                while not await _listens(self._boxes):  # an smsbox that finds none gives up
+                    assert self._processes[0].returncode is None, "\n".join(self.log)
+                    await asyncio.sleep(0.05)
+            await self._start("smsbox")
+            await self.said("Connected to bearerbox")
+        except BaseException:
+            await self._stop()
+            raise
+        return self
+
+    async def __aexit__(self, *_: Any) -> None:
+        await self._stop()
+
+    async def said(self, *words: str) -> None:
+        """Wait for a line with all these words in either box's log."""
+        await self._until(lambda: any(all(word in line for word in words) for line in self.log))
+
+    async def exchanged(self, direction: str, command: str) -> None:
+        """Wait until bearerbox has written ("Sending") or read ("Got") such a PDU, by its own log."""
+        await self._until(lambda: (direction, command) in self._pdus)
+
+    def complaints(self) -> list[str]:
+        """What Kannel found wrong with what it was sent over SMPP."""
+        wrong = ("WARNING", "ERROR", "PANIC")
+        return [line for line in self.log if "SMPP" in line and any(word in line for word in wrong)]
+
+    async def send(self, to: str, text: str, **options: Any) -> None:
+        """Send a text, as an application of Kannel's does, by its HTTP interface."""
+        query = urlencode({"username": "test", "password": "test", "to": to, "text": text, **options})
+        async with (
+            aiohttp.ClientSession() as client,
+            client.get(f"http://127.0.0.1:{self._sendsms}/cgi-bin/sendsms?{query}") as answer,
+        ):
+            assert answer.status == 202, await answer.text()
+
+    async def _until(self, happened: Callable[[], bool]) -> None:
+        async with asyncio.timeout(WAIT):
+            while not happened():
+                self._news.clear()
+                await self._news.wait()
+
+    async def _start(self, box: str) -> None:
+        program = shutil.which(box, path=PATH)
+        assert program
+        process = await asyncio.create_subprocess_exec(
+            *(program, "-v", "0", str(self._file)),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        self._processes.append(process)
+        self._readers.append(asyncio.create_task(self._read(process)))
+
+    async def _stop(self) -> None:
+        """The smsbox first: bearerbox then has nobody to wait for."""
+        for process in reversed(self._processes):
+            if process.returncode is None:
+                process.terminate()
+            try:
+                await asyncio.wait_for(process.wait(), WAIT)
+            except TimeoutError:
+                process.kill()
+        await asyncio.gather(*self._readers)
+
+    async def _read(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout
+        while line := await process.stdout.readline():
+            self._note(line.decode(errors="replace").rstrip())
+            self._news.set()
+
+    def _note(self, line: str) -> None:
+        """Keep a line of a log. A PDU is several: where it goes, then what it is, by the same thread."""
+        self.log.append(line)
+        if going := _GOING.search(line):
+            self._going[going[1]] = going[2]
+        elif (what := _WHAT.search(line)) and what[1] in self._going:
+            self._pdus.add((self._going.pop(what[1]), what[2]))
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that were free a moment ago; Kannel takes no port 0."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+async def _listens(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    return True
