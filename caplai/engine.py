@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import secrets
 import signal
 import socket
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from caplai.service.reissue import Form, Rules, reissue_inbox, reissue_one_by_on
 from caplai.store import queues
 from caplai.store.db import DatabaseThreads, conninfo, is_at_fault_itself
 from caplai.store.keyring import KeyringFile
+from caplai.store.leases import Leases
 
 log = logging.getLogger(__name__)
 
@@ -64,16 +66,18 @@ class Engine:
     def __init__(self, config: Config, keyring: KeyringFile) -> None:
         self.config = config
         self.keyring = keyring
-        self.name = f"{socket.gethostname()}:{os.getpid()}"
+        # Containers may share a host name and a process id.
+        self.name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         # Two threads more than deciders: accepting must not wait for deciding.
         self.database = DatabaseThreads(config.engine_workers + len(config.links) + 2)
+        self.leases = Leases()
         self._work = asyncio.Event()
         self._stopping = False
         self._undecided = False
         self._end = asyncio.Event()
         self.failure: BaseException | None = None
         self.esmes = [
-            Esme(link, self.database, lambda: keyring.ring("issuing"), self.name, self._work.set)
+            Esme(link, self.database, self.leases, lambda: keyring.ring("issuing"), self.name, self._work.set)
             for link in config.links
         ]
 
@@ -118,6 +122,7 @@ class Engine:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.leases.close()
         self.database.close()
 
     async def _decide(self, rules: Rules) -> None:

@@ -33,6 +33,7 @@ from caplai.smpp.session import (
 from caplai.store import queues
 from caplai.store.db import DatabaseThreads, is_at_fault_itself
 from caplai.store.keyring import KeyringError
+from caplai.store.leases import Leases
 from caplai.store.queues import Arrival, Due, Settled, Suspect
 
 log = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ class Esme:
         self,
         link: Link,
         database: DatabaseThreads,
+        leases: Leases,
         keyring: Callable[[], Keyring],
         engine: str,
         on_stored: Callable[[], None],
@@ -85,6 +87,8 @@ class Esme:
         self._engine = engine
         self._on_stored = on_stored
         self._stopping = False
+        self._leases = leases
+        self._leased = asyncio.Event()
         self._due = asyncio.Event()
         self._freed = asyncio.Event()
         self._connections: list[Connection] = []
@@ -118,6 +122,7 @@ class Esme:
             kinds = [BindKind.RECEIVER] if "mo" in self.link.use else []
             kinds += [BindKind.TRANSMITTER] if "mt" in self.link.use else []
         async with self._group as tasks:
+            tasks.create_task(self._keep_lease())
             for kind in kinds:
                 tasks.create_task(self._keep_bound(kind))
             if "mt" in self.link.use:
@@ -147,9 +152,44 @@ class Esme:
         """Something may be due on this link."""
         self._due.set()
 
+    async def _keep_lease(self) -> None:
+        """Bind only while we hold a lease of the link: of several engines, as many as it may have binds.
+
+        While the database is away a bind is kept: nobody else can take the lease then, and what arrives is
+        answered "try again".
+        """
+        while not self._stopping:
+            try:
+                held = await self._leases.hold(self.link.name, self.link.binds)
+            except psycopg.Error:
+                await self._pause(HEARTBEAT)
+                continue
+            if held and not self._leased.is_set():
+                if await self._take_over():
+                    self._leased.set()
+            elif not held and self._leased.is_set():
+                self._leased.clear()
+                log.warning("link %s: another engine holds it; unbinding", self.link.name)
+                for connection in list(self._connections):
+                    connection.unbind()
+            elif not held:
+                self._say_state("held by another engine")
+            await self._pause(HEARTBEAT)
+
+    async def _take_over(self) -> bool:
+        """What engines before us had claimed and not settled is due again, with the identical text."""
+        if self.link.binds > 1:
+            return True  # another engine may be at it; the lease of its claims decides
+        try:
+            await self._database.run(queues.release_outbox, self.link.name)
+        except psycopg.Error:
+            return False
+        return True
+
     async def _keep_bound(self, kind: BindKind) -> None:
         pause = BACKOFF[0]
         while not self._stopping:
+            await self._leased.wait()
             connection = Connection(self.link, kind, self.handle)
             try:
                 await asyncio.wait_for(

@@ -44,6 +44,9 @@ class Link(BaseModel):
     use: list[Literal["mo", "mt"]] = Field(
         ["mo", "mt"], min_length=1, description="Which way messages go: `mo` from phones, `mt` to phones."
     )
+    binds: int = Field(
+        1, ge=1, le=100, description="How many engines may hold the link at a time; the others stand by."
+    )
     window: int = Field(50, ge=1, le=1000, description="Messages sent and not yet answered, at most.")
     tps: int = Field(0, ge=0, description="Messages sent a second, at most; 0: no limit.")
     tls: Tls | bool = Field(False, description="TLS: `true`, or a table with `ca_file` and `verify`.")

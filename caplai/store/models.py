@@ -190,7 +190,7 @@ class LinkSession(models.Model):
     """
 
     link = Text()
-    engine = Text(help_text="Host and process id.")
+    engine = Text(help_text="Host, process id, and something random.")
     started_at = models.DateTimeField(db_default=Now())
     seen_at = models.DateTimeField(db_default=Now())
     confirmed_at = models.DateTimeField(null=True)

@@ -303,6 +303,11 @@ def settle_outbox(conn: psycopg.Connection, engine: str, settled: Sequence[Settl
     conn.execute(_SETTLE_OUTBOX, {**columns, "engine": engine})
 
 
+def release_outbox(conn: psycopg.Connection, link: str) -> None:
+    """What anybody had claimed on `link` is due at once. Only for whoever has just become its one holder."""
+    conn.execute("update outbox set due_at = now() where link = %s and state = 'claimed'", [link])
+
+
 def intern(conn: psycopg.Connection, texts: Iterable[str]) -> dict[str, int]:
     """The ids of these wordings, added where they are new. Not to be called inside a transaction."""
     wanted = sorted(set(texts))
