@@ -328,6 +328,11 @@ class Receipt(models.Model):
 
     class Meta:
         db_table = "receipt"
+        indexes = [
+            models.Index(
+                fields=["link", "received_at"], name="receipt_unmatched", condition=Q(outbox_id__isnull=True)
+            )
+        ]
 
 
 class Event(models.Model):

@@ -296,11 +296,27 @@ where outbox.id = s.id and outbox.state = 'claimed' and outbox.claimed_by = %(en
 """
 
 
+# A receipt may come before the answer that names the message (jasmin #423).
+_MATCH_EARLY_RECEIPTS = """
+with early as (
+    update receipt set outbox_id = o.id from outbox o
+    where o.id = any(%s::bigint[]) and receipt.link = o.link and receipt.outbox_id is null
+    and receipt.received_at > now() - interval '1 hour' and o.message_id = any(receipt.message_ids)
+    returning o.id, receipt.state
+)
+update outbox set receipt = early.state from early where outbox.id = early.id
+"""
+
+
 def settle_outbox(conn: psycopg.Connection, engine: str, settled: Sequence[Settled]) -> None:
     """Write what became of rows that `engine` had claimed; rows that others hold by now stay as they are."""
     names = ("id", "state", "status", "message_id", "again_in", "tried")
     columns = {name: [getattr(row, name) for row in settled] for name in names}
-    conn.execute(_SETTLE_OUTBOX, {**columns, "engine": engine})
+    with conn.transaction():
+        conn.execute(_SETTLE_OUTBOX, {**columns, "engine": engine})
+        named = [row.id for row in settled if row.message_id is not None]
+        if named:
+            conn.execute(_MATCH_EARLY_RECEIPTS, [named])
 
 
 def release_outbox(conn: psycopg.Connection, link: str) -> None:

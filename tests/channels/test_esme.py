@@ -1,6 +1,7 @@
 """The SMS door against a carrier that does everything but behave."""
 
 import asyncio
+import time
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
@@ -313,6 +314,23 @@ def test_a_receipt_is_stored_and_matched_and_an_unknown_one_kept(scenario, conn)
         ("ODD", True),
     ]
     assert outcomes(conn) == ["issued"]
+
+
+def test_a_receipt_that_comes_before_the_answer_is_matched(scenario, conn):
+    async def play(carrier):
+        await carrier.bound()
+        carrier.answer_submits = False
+        await carrier.deliver(TEXT)
+        await carrier.replies(1)
+        await carrier.deliver(b"id:42 stat:DELIVRD", esm_class=0x04)
+        connection = carrier.receiver
+        connection.session.respond(carrier.submitted[0], message_id="42", now=time.monotonic())
+        connection.flush()
+        while conn.execute("select receipt from outbox").fetchone()[0] is None:
+            await asyncio.sleep(0.02)
+
+    scenario(play, receipts=True)
+    assert conn.execute("select receipt from outbox").fetchall() == [("DELIVRD",)]
 
 
 def test_a_pair_of_binds(scenario, conn):
