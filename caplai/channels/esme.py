@@ -19,7 +19,7 @@ from caplai.channels.links import Link, Tls, verdict
 from caplai.domain.issuing import Keyring
 from caplai.service.deliver import KEY_RETRY, Verdict, compose, drop_dead, postpone, settle
 from caplai.smpp import receipt, text
-from caplai.smpp.pdu import BindKind, Command, ShortMessage, Status, command_name, status_name
+from caplai.smpp.pdu import BindKind, Command, ShortMessage, Status, Tag, command_name, find_tlv, status_name
 from caplai.smpp.session import (
     BindRefused,
     Bound,
@@ -62,6 +62,21 @@ _Arrived = tuple[Connection, ShortMessage, float]
 def _twin(pdu: ShortMessage) -> _Twin:
     """What makes two deliveries of one link the same message: addresses and body (service.md)."""
     return pdu.source, pdu.destination, pdu.payload
+
+
+def _part(pdu: ShortMessage) -> tuple[text.Part | None, bytes]:
+    """Which part of a long message this is, by UDH or by SAR parameters (SMPP 3.4, 5.3.2.22 to 24), and its body."""
+    if pdu.esm_class & text.UDH_INDICATOR:
+        return text.parse_udh(pdu.payload)
+    numbers = [find_tlv(pdu.tlvs, tag) for tag in _SAR] if pdu.tlvs else []
+    if numbers and all(numbers):
+        reference, total, number = (int.from_bytes(value or b"", "big") for value in numbers)
+        if 1 <= number <= total <= 255 and reference <= 0xFFFF:
+            return text.Part(reference, total, number), pdu.payload
+    return None, pdu.payload
+
+
+_SAR = (Tag.SAR_MSG_REF_NUM, Tag.SAR_TOTAL_SEGMENTS, Tag.SAR_SEGMENT_SEQNUM)
 
 
 class Esme:
@@ -403,9 +418,7 @@ class Esme:
             None,
             suspect=suspect,
         )
-        part, body = (
-            text.parse_udh(pdu.payload) if pdu.esm_class & text.UDH_INDICATOR else (None, pdu.payload)
-        )
+        part, body = _part(pdu)
         if part is None:
             arrival.text = self._decode(pdu.data_coding, body)
         else:

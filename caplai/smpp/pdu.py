@@ -38,6 +38,8 @@ class Command(IntEnum):
     BIND_TRANSCEIVER = 0x00000009
     BIND_TRANSCEIVER_RESP = 0x80000009
     OUTBIND = 0x0000000B
+    DATA_SM = 0x00000103
+    DATA_SM_RESP = 0x80000103
     ENQUIRE_LINK = 0x00000015
     ENQUIRE_LINK_RESP = 0x80000015
 
@@ -192,9 +194,10 @@ class BindResp:
 
 @dataclass(slots=True, repr=False)
 class ShortMessage:
-    """submit_sm (§4.4.1) and deliver_sm (§4.6.1): the same fields, in the order of the wire.
+    """submit_sm (§4.4.1) and deliver_sm (§4.6.1): the same fields, in the order of the wire. And data_sm
+    (§4.7.1), which has some of them and carries its text in message_payload.
 
-    `command_id` says which of the two; `sequence` is set by the session that sends it.
+    `command_id` says which of the three; `sequence` is set by the session that sends it.
     """
 
     command_id: int
@@ -238,7 +241,7 @@ class ShortMessage:
 
 @dataclass(slots=True, repr=False)
 class ShortMessageResp:
-    """submit_sm_resp (§4.4.2) and deliver_sm_resp (§4.6.2), in which `message_id` is unused."""
+    """submit_sm_resp (§4.4.2), data_sm_resp (§4.7.2), and deliver_sm_resp (§4.6.2), whose `message_id` is unused."""
 
     command_id: int
     status: int = 0
@@ -379,6 +382,27 @@ def _read_short_message(
     # fmt: on
 
 
+def _read_data_sm(
+    command_id: int, status: int, sequence: int, data: bytes, at: int, end: int
+) -> ShortMessage:
+    nul = data.index(0, at, end)
+    pdu = ShortMessage(command_id, status, sequence, data[at:nul].decode("latin-1"))
+    pdu.source_ton, pdu.source_npi = data[nul + 1], data[nul + 2]
+    at = nul + 3
+    nul = data.index(0, at, end)
+    pdu.source = data[at:nul].decode("latin-1")
+    pdu.destination_ton, pdu.destination_npi = data[nul + 1], data[nul + 2]
+    at = nul + 3
+    nul = data.index(0, at, end)
+    pdu.destination = data[at:nul].decode("latin-1")
+    pdu.esm_class, pdu.registered_delivery, pdu.data_coding = _BYTES3.unpack_from(data, nul + 1)
+    at = nul + 4
+    if at > end:
+        raise _BodyError(Status.ESME_RINVCMDLEN)
+    pdu.tlvs = _read_tlvs(data, at, end)
+    return pdu
+
+
 def _read_bind(command_id: int, status: int, sequence: int, data: bytes, at: int, end: int) -> Bind:
     nul = data.index(0, at, end)
     system_id = data[at:nul].decode("latin-1")
@@ -452,6 +476,8 @@ _READERS: dict[int, Callable[[int, int, int, bytes, int, int], Pdu]] = {
     Command.BIND_TRANSCEIVER: _read_bind,
     Command.BIND_TRANSCEIVER_RESP: _read_bind_resp,
     Command.OUTBIND: _read_bind,
+    Command.DATA_SM: _read_data_sm,
+    Command.DATA_SM_RESP: _read_short_message_resp,
     Command.ENQUIRE_LINK: _read_simple,
     Command.ENQUIRE_LINK_RESP: _read_simple,
 }
@@ -560,6 +586,15 @@ def _write_short_message(pdu: ShortMessage) -> bytes:
     return _frame(pdu.command_id, pdu.status, pdu.sequence, body)
 
 
+def _write_data_sm(pdu: ShortMessage) -> bytes:
+    if pdu.short_message:
+        raise EncodeError("data_sm: the text goes into message_payload")
+    body = _latin1(pdu.service_type) + bytes((pdu.source_ton, pdu.source_npi)) + _latin1(pdu.source)
+    body += bytes((pdu.destination_ton, pdu.destination_npi)) + _latin1(pdu.destination)
+    body += _BYTES3.pack(pdu.esm_class, pdu.registered_delivery, pdu.data_coding) + _write_tlvs(pdu.tlvs)
+    return _frame(pdu.command_id, pdu.status, pdu.sequence, body)
+
+
 def _write_short_message_resp(pdu: ShortMessageResp) -> bytes:
     if pdu.message_id or pdu.tlvs:
         body = _latin1(pdu.message_id) + _write_tlvs(pdu.tlvs)
@@ -593,6 +628,8 @@ def encode(pdu: Pdu) -> bytes:
     """
     try:
         match pdu:
+            case ShortMessage(command_id=Command.DATA_SM):
+                return _write_data_sm(pdu)
             case ShortMessage():
                 return _write_short_message(pdu)
             case ShortMessageResp():

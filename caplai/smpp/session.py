@@ -76,6 +76,8 @@ _BINDS: Final = frozenset({Command.BIND_TRANSMITTER, Command.BIND_RECEIVER, Comm
 _BOUND: Final = frozenset({State.BOUND_TX, State.BOUND_RX, State.BOUND_TRX})
 _LINK: Final = frozenset({Command.ENQUIRE_LINK, Command.UNBIND})
 _NONE: Final[frozenset[Command]] = frozenset()
+_FROM_ESME: Final = frozenset({Command.SUBMIT_SM, Command.DATA_SM})
+_FROM_SMSC: Final = frozenset({Command.DELIVER_SM, Command.DATA_SM})
 
 # Which requests each side may issue in which state: table 2-1 (§2.3), of the commands we know. Both sides
 # read it: what is legal for the peer we accept, what is legal for us we send. UNBINDING is not in the
@@ -84,10 +86,10 @@ _NONE: Final[frozenset[Command]] = frozenset()
 LEGAL: Final[dict[State, dict[Role, frozenset[Command]]]] = {
     State.OPEN: {Role.ESME: _BINDS, Role.SMSC: frozenset({Command.OUTBIND})},
     State.BINDING: {Role.ESME: _NONE, Role.SMSC: _NONE},
-    State.BOUND_TX: {Role.ESME: _LINK | {Command.SUBMIT_SM}, Role.SMSC: _LINK},
-    State.BOUND_RX: {Role.ESME: _LINK, Role.SMSC: _LINK | {Command.DELIVER_SM}},
-    State.BOUND_TRX: {Role.ESME: _LINK | {Command.SUBMIT_SM}, Role.SMSC: _LINK | {Command.DELIVER_SM}},
-    State.UNBINDING: {Role.ESME: _LINK | {Command.SUBMIT_SM}, Role.SMSC: _LINK | {Command.DELIVER_SM}},
+    State.BOUND_TX: {Role.ESME: _LINK | _FROM_ESME, Role.SMSC: _LINK},
+    State.BOUND_RX: {Role.ESME: _LINK, Role.SMSC: _LINK | _FROM_SMSC},
+    State.BOUND_TRX: {Role.ESME: _LINK | _FROM_ESME, Role.SMSC: _LINK | _FROM_SMSC},
+    State.UNBINDING: {Role.ESME: _LINK | _FROM_ESME, Role.SMSC: _LINK | _FROM_SMSC},
     State.CLOSED: {Role.ESME: _NONE, Role.SMSC: _NONE},
 }
 
@@ -493,7 +495,7 @@ class Session:
 
     def _answer(self, command_id: int, sequence: int, status: int) -> None:
         answer = command_id | RESPONSE_BIT
-        message = command_id in (Command.SUBMIT_SM, Command.DELIVER_SM)
+        message = command_id in (Command.SUBMIT_SM, Command.DELIVER_SM, Command.DATA_SM)
         self._out.append(encode((ShortMessageResp if message else Simple)(answer, status, sequence)))
 
     def _refuse(self, command_id: int, sequence: int, events: list[Event]) -> None:

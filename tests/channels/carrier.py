@@ -65,7 +65,8 @@ class Carrier:
         values = {"source_ton": 1, "source_npi": 1, "destination": "8079", "short_message": text} | fields
         if isinstance(values["short_message"], str):
             values["short_message"] = values["short_message"].encode("ascii")
-        answer = self.receiver.request(ShortMessage(Command.DELIVER_SM, source=source, **values))
+        values = {"command_id": Command.DELIVER_SM} | values
+        answer = self.receiver.request(ShortMessage(source=source, **values))
         return await asyncio.wait_for(answer, 10) if wait else answer
 
     def texts(self):

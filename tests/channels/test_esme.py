@@ -13,7 +13,7 @@ from caplai.channels.links import Link
 from caplai.engine import Engine
 from caplai.service import reissue
 from caplai.smpp import text
-from caplai.smpp.pdu import Status, Tag
+from caplai.smpp.pdu import Command, Status, Tag
 from caplai.store import queues
 from caplai.store.db import conninfo
 from tests.channels.carrier import Carrier
@@ -265,6 +265,32 @@ def test_parts_are_put_together_whatever_their_order(scenario, conn, order):
 
     scenario(play)
     assert conn.execute("select text from inbox").fetchall() == [(LONG,)]
+    assert outcomes(conn) == ["issued"]
+
+
+def test_parts_by_sar_parameters(scenario, conn):
+    def sar(number, words):
+        tlvs = [(0x020C, b"\x01\x02"), (0x020E, b"\x02"), (0x020F, bytes([number]))]
+        return {"text": words.encode(), "tlvs": tlvs}
+
+    async def play(carrier):
+        await carrier.bound()
+        for part in (sar(2, LONG[100:]), sar(1, LONG[:100])):
+            assert await carrier.deliver(part.pop("text"), **part) == Status.ESME_ROK
+        await carrier.replies(1)
+
+    scenario(play)
+    assert conn.execute("select text from inbox").fetchall() == [(LONG,)]
+
+
+def test_a_message_by_data_sm(scenario, conn):
+    async def play(carrier):
+        await carrier.bound()
+        tlvs = [(Tag.MESSAGE_PAYLOAD, TEXT.encode())]
+        assert await carrier.deliver(b"", command_id=Command.DATA_SM, tlvs=tlvs) == Status.ESME_ROK
+        await carrier.replies(1)
+
+    scenario(play)
     assert outcomes(conn) == ["issued"]
 
 

@@ -53,6 +53,31 @@ BIND_RESP_BODY = """
 """
 
 GOLDEN = {
+    "data_sm, table 4-16": (
+        "00000031 00000103 00000000 0000002a"
+        "00"  # service_type
+        "01 01 3834333237303030363836 00"  # source: international, E.164, 84327000686
+        "00 01 38303739 00"  # destination: 8079
+        "00 01 08"  # esm_class, registered_delivery, data_coding
+        "0424 0004 00410042",  # message_payload: AB in UCS2
+        ShortMessage(
+            0x00000103,
+            0,
+            42,
+            source_ton=1,
+            source_npi=1,
+            source="84327000686",
+            destination_npi=1,
+            destination="8079",
+            registered_delivery=1,
+            data_coding=8,
+            tlvs=[(0x0424, b"\0A\0B")],
+        ),
+    ),
+    "data_sm_resp, table 4-17": (
+        "00000015 80000103 00000000 0000002a 31323334 00",
+        ShortMessageResp(0x80000103, 0, 42, "1234"),
+    ),
     "bind_transmitter, table 4-1": (
         "0000002a 00000002 00000000 00000001" + BIND_BODY,
         Bind(0x00000002, 0, 1, *BIND_FIELDS),
@@ -232,7 +257,7 @@ def test_a_known_status_has_its_name_and_an_unknown_one_its_number():
     assert type(unknown.status) is int
     assert status_name(unknown.status) == "0x00000500"
     assert command_name(5) == "deliver_sm"
-    assert command_name(0x103) == "0x00000103"
+    assert command_name(0x104) == "0x00000104"
 
 
 def test_strings_longer_than_the_specification_allows_are_accepted():
@@ -286,7 +311,7 @@ def test_a_length_that_cannot_be_right_ends_the_stream(length):
 
 
 def test_the_cap_itself_is_allowed():
-    pdu = Unknown(0x103, 0, 1, b"x" * 84)
+    pdu = Unknown(0x104, 0, 1, b"x" * 84)
     assert Decoder(max_command_length=100).feed(encode(pdu)) == [pdu]
 
 
@@ -493,7 +518,7 @@ def test_feeding_a_long_pdu_in_small_pieces_copies_no_more_than_a_few_times():
             Counted.taken += len(self)
             return bytes(memoryview(self))
 
-    pdu = Unknown(0x103, 0, 1, b"x" * 69_000)
+    pdu = Unknown(0x104, 0, 1, b"x" * 69_000)
     stream = encode(pdu)
     decoder = Decoder()
     decoder._held = Counted()

@@ -18,6 +18,7 @@ from caplai.smpp.pdu import (
     ShortMessageResp,
     Simple,
     Status,
+    Tag,
     Unknown,
     encode,
 )
@@ -101,6 +102,10 @@ TAKEN = {
     Command.OUTBIND: ({State.OPEN}, set()),
     Command.SUBMIT_SM: (set(), {State.BOUND_TX, State.BOUND_TRX, State.UNBINDING}),
     Command.DELIVER_SM: ({State.BOUND_RX, State.BOUND_TRX, State.UNBINDING}, set()),
+    Command.DATA_SM: (
+        {State.BOUND_RX, State.BOUND_TRX, State.UNBINDING},
+        {State.BOUND_TX, State.BOUND_TRX, State.UNBINDING},
+    ),
     Command.ENQUIRE_LINK: (LINKED, LINKED),
     Command.UNBIND: (LINKED, LINKED),
 }
@@ -111,7 +116,9 @@ RESPONSES = set(Command) - REQUESTS
 def any_pdu(command):
     if command in (Command.SUBMIT_SM, Command.DELIVER_SM):
         return ShortMessage(command, 0, 99, source="1", destination="2", short_message=b"x")
-    if command in (Command.SUBMIT_SM_RESP, Command.DELIVER_SM_RESP):
+    if command == Command.DATA_SM:
+        return ShortMessage(command, 0, 99, source="1", destination="2", tlvs=[(Tag.MESSAGE_PAYLOAD, b"x")])
+    if command in (Command.SUBMIT_SM_RESP, Command.DELIVER_SM_RESP, Command.DATA_SM_RESP):
         return ShortMessageResp(command, 0, 99, "1")
     if "BIND_" in command.name and command.name.endswith("_RESP") and command != Command.UNBIND_RESP:
         return BindResp(command, 0, 99, "SMSC")
@@ -147,7 +154,7 @@ def test_every_request_in_every_state(command, state, role):
             case Command.OUTBIND:
                 assert [type(event) for event in events] == [Ignored]
                 assert answers == []
-            case Command.SUBMIT_SM | Command.DELIVER_SM:
+            case Command.SUBMIT_SM | Command.DELIVER_SM | Command.DATA_SM:
                 assert events == [Request(any_pdu(command))]
                 assert answers == []
             case _:
@@ -187,6 +194,7 @@ def attempts(session):
         },
         Command.SUBMIT_SM: lambda: session.request(submit(), 1.0),
         Command.DELIVER_SM: lambda: session.request(deliver(), 1.0),
+        Command.DATA_SM: lambda: session.request(any_pdu(Command.DATA_SM), 1.0),
         Command.UNBIND: lambda: session.unbind(1.0),
     }
 
@@ -198,6 +206,7 @@ MAY_SEND = {
     Command.BIND_TRANSCEIVER: ({State.OPEN}, set()),
     Command.SUBMIT_SM: ({State.BOUND_TX, State.BOUND_TRX}, set()),
     Command.DELIVER_SM: (set(), {State.BOUND_RX, State.BOUND_TRX}),
+    Command.DATA_SM: ({State.BOUND_TX, State.BOUND_TRX}, {State.BOUND_RX, State.BOUND_TRX}),
     Command.UNBIND: (BOUND, BOUND),
 }
 
@@ -393,7 +402,7 @@ def test_generic_nack_is_a_response_that_accepts_nothing(status):
         BindResp(Command.BIND_TRANSCEIVER_RESP),
         Simple(Command.ENQUIRE_LINK_RESP),
         Simple(Command.UNBIND_RESP),
-        Unknown(0x80000103, 0, 0, b""),
+        Unknown(0x80000104, 0, 0, b""),
     ],
     ids=lambda pdu: hex(pdu.command_id),
 )
@@ -573,16 +582,16 @@ def test_confirmed_at_is_the_sending_of_the_latest_answered_request():
 def test_an_unknown_command_is_nacked_and_the_session_goes_on(state):
     for role in Role:
         session = session_in(role, state)
-        [event] = session.receive(encode(Unknown(0x103, 0, 42, b"body")), 1.0)
-        assert event == Ignored("unknown command", 0x103)
+        [event] = session.receive(encode(Unknown(0x104, 0, 42, b"body")), 1.0)
+        assert event == Ignored("unknown command", 0x104)
         assert sent(session) == [Simple(NACK, Status.ESME_RINVCMDID, 42)]
         assert session.state is state
 
 
 def test_an_unknown_response_is_not_answered():
     esme = bound_esme()
-    assert esme.receive(encode(Unknown(0x80000103, 0, 42, b"")), 1.0) == [
-        Ignored("unknown command", 0x80000103)
+    assert esme.receive(encode(Unknown(0x80000104, 0, 42, b"")), 1.0) == [
+        Ignored("unknown command", 0x80000104)
     ]
     assert sent(esme) == []
 
