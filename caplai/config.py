@@ -27,7 +27,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from caplai.channels.links import Link
 from caplai.domain.grammar import Grammar
-from caplai.domain.issuing import DIGITS, LETTERS
+from caplai.domain.issuing import DIGITS, LETTERS, guessable
 from caplai.domain.policy import Limit, Limits
 from caplai.domain.replies import Texts
 
@@ -88,6 +88,12 @@ class Password(Section):
         if not timedelta(minutes=10) <= value <= timedelta(hours=72):
             raise ValueError("must be between ten minutes and 72 hours")
         return value
+
+    @model_validator(mode="after")
+    def _long_is_long(self) -> "Password":
+        if guessable(self.long_length, self.long_alphabet):
+            raise ValueError("the long form must have 2**38 passwords at least: raise password.long_length")
+        return self
 
     @field_validator("alphabet", "long_alphabet")
     @classmethod

@@ -15,7 +15,7 @@ import psycopg
 
 from caplai.domain import msisdn
 from caplai.domain.grammar import BadCode, BadSyntax, Command, Grammar, OtherAgency, Reissue, understand
-from caplai.domain.issuing import VERSION, Keyring, new_case_id
+from caplai.domain.issuing import VERSION, Keyring, guessable, new_case_id
 from caplai.domain.policy import ERRORS, GRANTED, SILENT, Decision, Facts, Limits, OpenCase, Outcome, decide
 from caplai.domain.replies import whole_minute
 from caplai.service import locks
@@ -93,8 +93,12 @@ class _Case:
     phone: str
     opened_at: datetime
     living: OpenCase
-    form: Form | None = None
+    form: Form
+    opened: bool = False
+    """In this batch."""
     joined: bool = False
+    spent: bool = False
+    """Strangers have used up its guesses: the owner's next request opens a long one instead."""
 
 
 @dataclass(slots=True, repr=False)
@@ -114,7 +118,7 @@ class _Ledger:
     errors: dict[str, list[datetime]] = field(default_factory=dict)
     guessed: set[str] = field(default_factory=set)
     """Accounts whose guesses strangers have used up."""
-    expired: list[_Case] = field(default_factory=list)
+    replaced: list[_Case] = field(default_factory=list)
     opened: list[_Case] = field(default_factory=list)
 
     def facts(self, request: Request) -> Facts:
@@ -123,7 +127,7 @@ class _Ledger:
             case Reissue(code):
                 case = self.cases.get(code)
                 facts.proved = request.phone is not None and self.accounts.get(code) == request.phone
-                facts.case = case.living if case else None
+                facts.case = case.living if case and not case.spent else None
                 facts.account_cases = self.account_cases.get(code, ())
                 facts.phone_cases = self.phone_cases.get(request.phone or "", ())
                 facts.phone_accounts = self.phone_accounts.get(request.phone or "", 1)
@@ -151,10 +155,10 @@ class _Ledger:
             old.joined = True
             return old
         if old is not None:
-            self.expired.append(old)
+            self.replaced.append(old)
         form = rules.long_form if self.long or code in self.guessed else rules.form
         living = OpenCase(expires_at=whole_minute(self.now + rules.lifetime), texts=1)
-        case = _Case(new_case_id(), code, phone, self.now, living, form)
+        case = _Case(new_case_id(), code, phone, self.now, living, form, opened=True)
         self.cases[code] = case
         self.opened.append(case)
         self.account_cases.setdefault(code, []).append(self.now)
@@ -249,14 +253,6 @@ def _gather(conn: psycopg.Connection, requests: Sequence[Request], rules: Rules)
                 "select code, phone from account where code = any(%s::text[]) and state = 'approved'", [codes]
             ).fetchall()
         )
-        for account, id_, phone, opened_at, expires_at, ended_at, texts in conn.execute(
-            "select account, id, phone, opened_at, expires_at, ended_at, texts from reissue_case"
-            " where account = any(%s::text[]) and (opened_at > %s or ended_at is null) order by opened_at",
-            [codes, since],
-        ).fetchall():
-            ledger.account_cases.setdefault(account, []).append(opened_at)
-            if ended_at is None:
-                ledger.cases[account] = _Case(id_, account, phone, opened_at, OpenCase(expires_at, texts))
         ledger.guessed = {
             account
             for (account,) in conn.execute(
@@ -265,6 +261,20 @@ def _gather(conn: psycopg.Connection, requests: Sequence[Request], rules: Rules)
                 [codes, ledger.now - rules.guess_window, rules.guesses],
             ).fetchall()
         }
+        for account, id_, phone, opened_at, expires_at, ended_at, texts, length, alphabet in conn.execute(
+            "select account, id, phone, opened_at, expires_at, ended_at, texts, length, alphabet"
+            " from reissue_case where account = any(%s::text[]) and (opened_at > %s or ended_at is null)"
+            " order by opened_at",
+            [codes, since],
+        ).fetchall():
+            ledger.account_cases.setdefault(account, []).append(opened_at)
+            if ended_at is None:
+                living, spent = (
+                    OpenCase(expires_at, texts),
+                    account in ledger.guessed and guessable(length, alphabet),
+                )
+                form = Form(length, alphabet)
+                ledger.cases[account] = _Case(id_, account, phone, opened_at, living, form, spent=spent)
     if codes and phones:
         for phone, opened_at in conn.execute(
             "select phone, opened_at from reissue_case where phone = any(%s::text[]) and opened_at > %s"
@@ -300,15 +310,16 @@ def _write(
     cases: Sequence[_Case | None],
     rules: Rules,
 ) -> None:
-    if ledger.expired:
+    if ledger.replaced:
         conn.execute(
-            "update reissue_case c set ended_at = greatest(c.expires_at, c.opened_at), ended_as = 'expired'"
+            "update reissue_case c set ended_at = least(c.expires_at, %s),"
+            " ended_as = case when c.expires_at <= %s then 'expired' else 'guessed_out' end"
             " from unnest(%s::text[], %s::uuid[]) as e (account, id) where c.account = e.account and c.id = e.id",
-            [[case.account for case in ledger.expired], [case.id for case in ledger.expired]],
+            [ledger.now, ledger.now, *_columns([(case.account, case.id) for case in ledger.replaced], 2)],
         )
     if ledger.opened:
         _open_cases(conn, ledger.opened, requests, cases, rules)
-    joined = {case.id: case for case in cases if case is not None and case.joined and case.form is None}
+    joined = {case.id: case for case in cases if case is not None and case.joined and not case.opened}
     if joined:
         conn.execute(
             "update reissue_case c set texts = j.texts from unnest(%s::text[], %s::uuid[], %s::smallint[])"
@@ -356,7 +367,6 @@ def _open_cases(
             c.living.expires_at,
         )
         for c in opened
-        if c.form is not None
     ]
     conn.execute(
         "insert into reissue_case (account, id, phone, channel, key, version, length, alphabet, texts,"

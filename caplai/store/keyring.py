@@ -8,9 +8,12 @@ sees the change at its next look.
 """
 
 import base64
+import contextlib
+import fcntl
 import json
 import os
 import secrets
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -52,13 +55,24 @@ class KeyringFile:
 
     def rotate(self, kind: str) -> str:
         """Add a key of this kind and make it the active one; the old ones stay readable. Returns its id."""
-        content = self._content()
-        ring = content[kind]
-        key_id, key = _new_key(kind, ring["keys"])
-        ring["keys"][key_id] = key
-        ring["active"] = key_id
-        self._temporary(content).replace(self.path)
+        with self._alone():
+            content = self._content()
+            ring = content[kind]
+            key_id, key = _new_key(kind, ring["keys"])
+            ring["keys"][key_id] = key
+            ring["active"] = key_id
+            self._temporary(content).replace(self.path)
         return key_id
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Two who rotate at once must not lose a key: whatever it issued could never sign in."""
+        descriptor = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
 
     def ring(self, kind: str) -> Keyring:
         """The keys of this kind, as the file has them now. Raises KeyringError."""

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from caplai.domain.issuing import DIGITS, LETTERS, Inputs, Keyring, derive, matches, new_case_id
+from caplai.domain.issuing import DIGITS, LETTERS, Inputs, Keyring, derive, guessable, matches, new_case_id
 
 KEY = bytes(range(32))
 CASE = UUID("00112233-4455-6677-8899-aabbccddeeff")
@@ -182,3 +182,10 @@ class TestKeyring:
 
 def test_a_log_never_shows_the_account() -> None:
     assert INPUTS.account not in repr(replace(INPUTS, alphabet=LETTERS))
+
+
+def test_six_digits_can_be_guessed_and_the_long_form_cannot():
+    assert guessable(6, DIGITS)
+    assert guessable(11, DIGITS)
+    assert not guessable(12, DIGITS)
+    assert not guessable(10, LETTERS)

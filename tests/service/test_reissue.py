@@ -206,6 +206,20 @@ def test_after_strangers_used_up_the_guesses_the_next_case_is_long(conn, rules, 
     assert Case.objects.get().length == 10
 
 
+def test_a_six_digit_case_whose_guesses_are_used_up_is_replaced_by_a_long_one(conn, rules, lan):
+    [short] = text(conn, rules, f"BH MK {LAN}")
+    for _ in range(20):
+        Guess.objects.create(account=LAN, network="1.2.3.4")
+    long, same = text(conn, rules, f"BH MK {LAN}", f"BH MK {LAN}")
+    assert len(password(short)) == 6
+    assert len(password(long)) == 10
+    assert long == same
+    assert list(Case.objects.order_by("opened_at").values_list("ended_as", "texts")) == [
+        ("guessed_out", 1),
+        (None, 2),
+    ]
+
+
 def test_a_rise_of_failures_across_the_site_makes_new_cases_long(conn, rules, lan):
     Switch.objects.create(name="guess_alarm", value={"until": "2999-01-01T00:00:00Z"})
     [reply] = text(conn, rules, f"BH MK {LAN}")
