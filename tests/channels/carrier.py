@@ -10,8 +10,9 @@ from caplai.smpp.session import BindRequested, Closed, Request, RequestLost, Res
 class Carrier:
     """Accepts binds and keeps what is submitted; `deliver` sends a text and gives back the answer's status."""
 
-    def __init__(self, *, password="secret"):
+    def __init__(self, *, password="secret", tls=None):
         self.password = password
+        self.tls = tls
         self.binds = []
         self.submitted = []
         self.submitted_at = []
@@ -22,7 +23,7 @@ class Carrier:
         self._news = asyncio.Condition()
 
     async def __aenter__(self):
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self.tls)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
