@@ -50,6 +50,8 @@ LEASE = timedelta(seconds=90)
 """How long a claimed message is ours: longer than any window of unanswered submits stays open."""
 SEGMENT_PATIENCE = timedelta(seconds=60)
 """How long the parts of a long message wait for each other."""
+QUIET = (0.5, 20.0)
+"""Seconds that a carrier which throttles is left alone: at first, and at the most."""
 HEARTBEAT = 1.0
 POLL = 1.0
 BACKOFF = (0.5, 30.0)
@@ -122,6 +124,8 @@ class Esme:
         self._settled_event = asyncio.Event()
         self._unwritten = 0
         self._in_flight = 0
+        self._quiet = 0.0
+        self._quiet_until = 0.0
         self._allowance = 0.0
         self._allowance_at = time.monotonic()
         # Every task of the link is in this group: one that fails ends the link, and with it the engine, for
@@ -467,7 +471,8 @@ class Esme:
     async def _wait_for_work(self, room: int) -> None:
         event = self._due if room else self._freed
         try:
-            async with asyncio.timeout(POLL if room or not self.link.tps else 1 / self.link.tps):
+            quiet = max(0.0, self._quiet_until - time.monotonic())
+            async with asyncio.timeout(quiet or (POLL if room or not self.link.tps else 1 / self.link.tps)):
                 await event.wait()
         except TimeoutError:
             pass  # the slow poll is the safety net
@@ -477,10 +482,14 @@ class Esme:
         return next((c for c in self._connections if c.session.free and c.store_session is not None), None)
 
     def _allowed(self) -> int:
-        """How many messages the carrier's TPS allows now: a bucket that holds a tenth of a second."""
+        """How many messages the carrier allows now: none while it throttles; else a bucket that holds a tenth
+        of a second of its TPS.
+        """
+        now = time.monotonic()
+        if now < self._quiet_until:
+            return 0
         if not self.link.tps:
             return BATCH
-        now = time.monotonic()
         room = max(1.0, self.link.tps / 10)
         self._allowance = min(room, self._allowance + (now - self._allowance_at) * self.link.tps)
         self._allowance_at = now
@@ -532,8 +541,19 @@ class Esme:
             short_message=body,
         )
 
+    def _heed(self, status: int) -> None:
+        """Leave a carrier that throttles, or whose queue is full, alone for a while, longer each time."""
+        now = time.monotonic()
+        if status in (Status.ESME_RTHROTTLED, Status.ESME_RMSGQFUL):
+            if now >= self._quiet_until:  # not for each message of the window that it refuses
+                self._quiet = min(max(self._quiet * 2, QUIET[0]), QUIET[1])
+                self._quiet_until = now + self._quiet
+        elif status == Status.ESME_ROK:
+            self._quiet = 0.0
+
     def _answered(self, due: Due, response: Response) -> None:
         pdu = response.pdu
+        self._heed(pdu.status)
         result = Verdict.SENT if response.accepted else verdict(pdu.status or Status.ESME_RUNKNOWNERR)
         message_id = getattr(pdu, "message_id", None) if self.link.receipts else None
         self._settle(settle(due, result, datetime.now(UTC), status=pdu.status, message_id=message_id or None))

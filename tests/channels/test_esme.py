@@ -207,6 +207,21 @@ def test_a_refusal_that_may_pass_is_tried_again(scenario, conn, status):
     assert conn.execute("select state, attempts, status from outbox").fetchall() == [("sent", 2, 0)]
 
 
+def test_a_carrier_that_throttles_is_left_alone_for_longer_each_time(scenario, conn):
+    async def play(carrier):
+        await carrier.bound()
+        carrier.statuses = [Status.ESME_RTHROTTLED] * 3
+        for n in range(6):
+            await carrier.deliver("BH", f"8491234567{n}")
+        await carrier.until(lambda: len(carrier.submitted) == 9, 20)
+        times = carrier.submitted_at
+        pauses = [later - earlier for earlier, later in zip(times[:3], times[1:4], strict=True)]
+        assert [pause > least for pause, least in zip(pauses, (0.4, 0.9, 1.9), strict=True)] == [True] * 3
+
+    scenario(play, window=1)
+    assert conn.execute("select state, count(*) from outbox group by 1").fetchall() == [("sent", 6)]
+
+
 def test_a_refusal_for_good_is_kept_with_its_status(scenario, conn):
     async def play(carrier):
         await carrier.bound()
