@@ -77,7 +77,8 @@ def guessable(length: int, alphabet: str) -> bool:
     Twenty guesses in 72 hours at a million passwords are the budget of service.md; against 2**38, a hundred
     thousand guesses an hour for three days succeed with a chance of 1 in 38,000.
     """
-    return len(alphabet) ** length < 2**38
+    count: int = len(alphabet) ** length
+    return count < 2**38
 
 
 def derive(key: bytes, inputs: Inputs) -> str:
