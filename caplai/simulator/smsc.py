@@ -145,6 +145,11 @@ class Smsc:
             if timer is not None:
                 timer.cancel()
 
+    def cut(self) -> None:
+        """Drop every ESME's connection without a word, in the middle of whatever is under way."""
+        for link in list(self._links):
+            link.hang_up()
+
     @property
     def bound(self) -> int:
         """How many binds can take what phones send."""
