@@ -208,7 +208,18 @@ class _Run:
             broken += [
                 f"acknowledged and not stored: {key[-7:]}" for key in acknowledged if key not in stored
             ]
-            broken += [f"decided {n} times: {key[-7:]}" for key, n in stored.items() if n > 1]
+            for key in [key for key, n in stored.items() if n > 1]:
+                words, source = key.split("|")
+                twins = conn.execute(
+                    "select i.id, to_char(i.received_at, 'MI:SS.MS'), i.session, i.outcome, s.engine,"
+                    " to_char(s.started_at, 'MI:SS.MS'), to_char(s.confirmed_at, 'MI:SS.MS')"
+                    " from inbox i left join link_session s on s.id = i.session"
+                    " where i.text = %s and i.source = %s order by i.id",
+                    [words, source],
+                ).fetchall()
+                broken.append(
+                    f"stored {len(twins)} times (id, at, session, outcome, engine, bound, confirmed): {twins}"
+                )
             for says, query in {
                 "without an outcome": "select count(*) from inbox where outcome is null",
                 "parked": "select count(*) from inbox where error is not null",

@@ -6,32 +6,29 @@ first, then phones, then networks, each in sorted order, so nobody waits in a ci
 statement, which sees what the holder before it committed.
 """
 
-import hashlib
 from collections.abc import Iterable
 
 import psycopg
 
-_ACCOUNT, _PHONE, _NETWORK = 1 << 56, 2 << 56, 3 << 56
+from caplai.store.db import named_lock
+
+_ACCOUNT, _PHONE, _NETWORK = 1, 2, 3
 
 
 def account_key(code: str) -> int:
-    return _ACCOUNT | int(code)
+    return _ACCOUNT << 56 | int(code)
 
 
 def phone_key(source: str) -> int:
     """The key of a sender: of its digits, or of a hash where it is no number (alphanumeric senders)."""
     digits = source.removeprefix("+")
-    return _PHONE | (
-        int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= 16 else _hash(source)
-    )
+    if digits.isascii() and digits.isdigit() and len(digits) <= 16:
+        return _PHONE << 56 | int(digits)
+    return named_lock(_PHONE, source)
 
 
 def network_key(network: str) -> int:
-    return _NETWORK | _hash(network)
-
-
-def _hash(name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=6).digest(), "big")
+    return named_lock(_NETWORK, network)
 
 
 def take(conn: psycopg.Connection, keys: Iterable[int]) -> None:

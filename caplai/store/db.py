@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import hashlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -62,6 +63,15 @@ def connect(*, connect_timeout: int = 10, statement_timeout: float | None = None
         given = str(parts.get("options") or "")  # what the operator's URL sets goes on holding
         parts["options"] = f"{given} -c statement_timeout={int(statement_timeout * 1000)}".strip()
     return psycopg.connect(make_conninfo(**parts), autocommit=True)
+
+
+def named_lock(kind: int, name: str) -> int:
+    """The key of an advisory lock: a kind of its own (1 to 127) and a hash of the name.
+
+    Kinds in use: 1 account, 2 phone, 3 network (service/locks.py), 4 lease of a link (leases.py), 5 accepting on a
+    link (queues.py).
+    """
+    return kind << 56 | int.from_bytes(hashlib.blake2b(name.encode(), digest_size=6).digest(), "big")
 
 
 def is_at_fault_itself(error: Exception) -> bool:

@@ -4,19 +4,11 @@ The lock lives as long as the database connection that took it, so it is free as
 or cut off, and there is no clock to agree on.
 """
 
-import hashlib
-
 import psycopg
 
-from caplai.store.db import DatabaseThreads
+from caplai.store.db import DatabaseThreads, named_lock
 
-# A class of its own beside those of service/locks.py.
-_LEASE = 4 << 56
-
-
-def _key(link: str, slot: int) -> int:
-    digest = hashlib.blake2b(f"{link}/{slot}".encode(), digest_size=6).digest()
-    return _LEASE | int.from_bytes(digest, "big")
+_LEASE = 4
 
 
 class Leases:
@@ -47,7 +39,9 @@ class Leases:
             connection.execute("select 1")
             return True
         for slot in range(binds):
-            row = connection.execute("select pg_try_advisory_lock(%s)", [_key(link, slot)]).fetchone()
+            row = connection.execute(
+                "select pg_try_advisory_lock(%s)", [named_lock(_LEASE, f"{link}/{slot}")]
+            ).fetchone()
             if row is not None and row[0]:
                 self._held.add(link)
                 return True

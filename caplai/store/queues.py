@@ -18,6 +18,9 @@ from uuid import UUID
 import psycopg
 from psycopg.rows import class_row
 
+from caplai.store.db import named_lock
+
+_ACCEPT = 5  # the kind of lock, see named_lock
 REDELIVERY = timedelta(seconds=60)
 """The same message may come again this long after an acknowledgement that may not have arrived (service.md)."""
 INBOX_CHANNEL = "caplai_inbox"
@@ -174,6 +177,9 @@ def accept(
     nothing is certain: the carrier must keep the messages and send them again.
     """
     with conn.transaction():
+        # An engine that died may have left a commit under way: whoever looks for a twin waits for it.
+        how = "pg_advisory_xact_lock" if any(a.suspect for a in arrivals) else "pg_advisory_xact_lock_shared"
+        conn.execute(f"select {how}(%s)", [named_lock(_ACCEPT, link)])
         whole = [arrival for arrival in arrivals if arrival.text is not None]
         parts = [arrival for arrival in arrivals if arrival.text is None]
         if parts:
