@@ -1,6 +1,7 @@
 """Django's settings, made from the one configuration (config.py). Everything here is wiring."""
 
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from caplai.config import ConfigError, load
 from caplai.store.db import django_database
@@ -19,10 +20,10 @@ SECRET_KEY_FALLBACKS = [key.hex() for name, key in _web.keys.items() if name != 
 
 DEBUG = False
 HTTPS = (CAPLAI.public_url or "").startswith("https://")
-ALLOWED_HOSTS = (
-    [CAPLAI.public_url.split("://", 1)[1].split("/")[0].rsplit(":", 1)[0]] if CAPLAI.public_url else ["*"]
-)
-CSRF_TRUSTED_ORIGINS = [CAPLAI.public_url] if CAPLAI.public_url else []
+_public = urlsplit(CAPLAI.public_url or "")
+_host = _public.hostname or "*"
+ALLOWED_HOSTS = [f"[{_host}]" if ":" in _host else _host]  # IPv6 as browsers send it
+CSRF_TRUSTED_ORIGINS = [f"{_public.scheme}://{_public.netloc}"] if CAPLAI.public_url else []
 
 INSTALLED_APPS = [
     "django.contrib.auth",
@@ -124,6 +125,10 @@ LOGGING = {
     "formatters": {"plain": {"()": "caplai.logs.Formatter"}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "plain"}},
     "root": {"handlers": ["stderr"], "level": "INFO"},
-    # A wrong password is an answer (401), no event of the log.
-    "loggers": {"django.request": {"level": "ERROR"}},
+    "loggers": {
+        # A wrong password is an answer (401), no event of the log.
+        "django.request": {"level": "ERROR"},
+        # Nor is what strangers send: another site's name, bodies too big, forms without their token.
+        "django.security": {"level": "CRITICAL"},
+    },
 }

@@ -105,6 +105,15 @@ def understand(text: str, grammar: Grammar) -> Command:
     return Reissue(codes.pop()) if len(codes) == 1 else BadCode()
 
 
+def code_of(typed: str) -> str | None:
+    """The code in a field that asks for nothing else; None if something else stands there. Never raises.
+
+    Ten digits, or a health-card number that ends in them, with any spaces and punctuation, folded as a message.
+    """
+    alone = _ALONE.fullmatch(_fold(typed))
+    return re.sub(r"[\W_]", "", alone[1]).replace("O", "0") if alone else None
+
+
 # --- 1. fold -------------------------------------------------------------------------------------------
 
 _ACCENT = "\u0301"  # stands for every accent while folding
@@ -215,6 +224,13 @@ def _runs(rest: str) -> list[_Run]:
         else:
             word, in_run = item["word"] or "", False
     return runs
+
+
+_GAPPED_DIGIT = f"[0-9O]{_GAP}"
+_ALONE = re.compile(
+    f"{_GAP}(?:(?:[A-Z]{_GAP}){{2}}(?:{_GAPPED_DIGIT}){{{_CARD_DIGITS - CODE_LENGTH}}})?"
+    f"((?:{_GAPPED_DIGIT}){{{CODE_LENGTH}}})"
+)
 
 
 # --- 4. codes ------------------------------------------------------------------------------------------

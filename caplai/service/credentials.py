@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
+from functools import cache
 from typing import Any
 from uuid import UUID
 
@@ -27,18 +28,16 @@ from django.db import connection, transaction
 from django.db.models.functions import Now
 
 from caplai.domain.grammar import CODE_LENGTH
-from caplai.domain.issuing import Inputs, Keyring, matches
+from caplai.domain.issuing import Inputs, Keyring, guessable, matches
 from caplai.service import locks
 from caplai.store.models import Account, Case, Device, Event, Guess, Login, new_stamp
 
 log = logging.getLogger(__name__)
 
 ALARM = "guess_alarm"
-"""The switch that makes new cases long (reissue.py) and networks' allowances small, until its time."""
+"""The switch that makes new cases long (reissue.py), until its time."""
 _ALARM_LASTS = timedelta(hours=1)
 _SITE_WINDOW = timedelta(hours=1)
-_ALARM_SHARE = 10
-"""While the alarm stands, a network may fail so many times less often, except on known devices."""
 _DEVICES = 10
 """Known devices of a login: each has guesses of its own, so there must not be any number of them."""
 
@@ -64,7 +63,7 @@ class Choice(Enum):
     CHOSEN = "chosen"
     SAME_AS_ISSUED = "same_as_issued"
     ENDED = "ended"
-    """The case ended meanwhile (used elsewhere, expired, out of guesses …)."""
+    """The case ended meanwhile (used elsewhere, expired, …), or the login was switched off."""
     TRY_AGAIN = "try_again"
     """This host lacks the case's key."""
 
@@ -78,8 +77,6 @@ class Rules:
     network_failures: int
     network_window: timedelta
     site_failures: int
-    long_length: int
-    """An issued password so long is never closed to anybody by strangers' guesses."""
     issuing: Keyring
     peppers: Keyring
 
@@ -114,7 +111,6 @@ class _Facts:
     """Wrong ones that count: of this device if it is known, else of all unknown devices together."""
     failures: Sequence[datetime]
     """The network's latest in its window, newest first."""
-    alarm: bool
 
     @property
     def usable(self) -> bool:
@@ -128,8 +124,7 @@ select t.now, a.code, coalesce(a.state = 'approved', false), l.id, l.password, c
        (select count(*) from guess g where g.account = a.code and not g.cleared
            and g.at > t.now - %(guess_window)s and g.device is not distinct from d.id),
        array(select g.at from guess g where g.network = %(network)s and g.at > t.now - %(network_window)s
-           order by g.at desc limit %(network_failures)s),
-       coalesce((select (value->>'until')::timestamptz > t.now from switch where name = %(alarm)s), false)
+           order by g.at desc limit %(network_failures)s)
 from (select clock_timestamp() as now) t
 left join account a on a.code = %(name)s
 left join login l on l.username = %(name)s
@@ -150,33 +145,35 @@ def check(username: str, password: str, *, device: str | None, network: str, rul
         facts = _gather(username, device, network, rules)
         if until := _throttled_until(facts, rules):
             return Checked(Outcome.THROTTLED, retry_at=until)
-        if facts.usable and _accepts_issued(facts, rules):
-            key = rules.issuing.get(facts.key)
-            if key is None:
-                return Checked(Outcome.TRY_AGAIN)
-            assert facts.code and facts.case
-            inputs = Inputs(facts.version, facts.case, facts.code, facts.length, facts.alphabet)
-            if matches(key, inputs, password):
-                return Checked(Outcome.ISSUED, _login_of(facts.code), facts.case)
         # Without a usable password Django hashes something else instead: the same time for all.
         encoded = (facts.usable and facts.encoded) or UNUSABLE_PASSWORD_PREFIX
-        if is_password_usable(encoded):
-            pepper = identify_hasher(encoded).decode(encoded).get("pepper")
-            if pepper is not None and rules.peppers.get(pepper) is None:
-                return Checked(Outcome.TRY_AGAIN)
+        accepts_issued = facts.usable and _accepts_issued(facts, rules)
+        # All keys before the first comparison: what is compared must be counted if it is wrong.
+        if not (_has_pepper(encoded, rules) and (not accepts_issued or _has_issuing(facts.key, rules))):
+            return Checked(Outcome.TRY_AGAIN)
+        if accepts_issued:
+            assert facts.code and facts.case
+            inputs = Inputs(facts.version, facts.case, facts.code, facts.length, facts.alphabet)
+            if matches(rules.issuing.keys[facts.key], inputs, password):
+                return Checked(Outcome.ISSUED, _login_of(facts.code), facts.case)
         guess = Guess.objects.create(account=facts.code, device=facts.device, network=network)
     right, stale = verify_password(password, encoded)
     if right:
         return _right(facts, guess, encoded, make_password(password) if stale else None)
-    _wrong(facts, guess, rules)
+    # Counting a site's hour takes a moment, so one in a hundred of the bound counts.
+    if guess.pk % max(1, rules.site_failures // 100) == 0:
+        _raise_alarm(rules)
     return Checked(Outcome.WRONG)
 
 
 def is_choosable(login: Login, case_id: UUID) -> bool:
-    """Whether this case's password still lets its owner choose one."""
-    return Case.objects.filter(
-        account=login.account_id, id=case_id, ended_at__isnull=True, expires_at__gt=Now()
-    ).exists()
+    """Whether this case's password still lets its owner, as just read from the store, choose one."""
+    return (
+        login.is_active
+        and Case.objects.filter(
+            account=login.account_id, id=case_id, ended_at__isnull=True, expires_at__gt=Now()
+        ).exists()
+    )
 
 
 def choose(login: Login, case_id: UUID, password: str, *, attempt: str, rules: Rules) -> Choice:
@@ -191,16 +188,20 @@ def choose(login: Login, case_id: UUID, password: str, *, attempt: str, rules: R
     with transaction.atomic():
         _lock(code)
         case = Case.objects.filter(account=code, id=case_id).first()
-        if case is None or not Account.objects.filter(code=code, state=Account.State.APPROVED).exists():
+        approved = Account.objects.filter(code=code, state=Account.State.APPROVED)
+        if case is None or not approved.exists() or not _hold_active(login):
             return Choice.ENDED
         if case.ended_as == Case.End.USED:
             return _again(login, case_id, attempt)
         if case.ended_at is not None or case.expires_at <= _now():
             return Choice.ENDED
-        key = rules.issuing.get(case.key)
-        if key is None:
+        if not _has_issuing(case.key, rules):
             return Choice.TRY_AGAIN
-        if matches(key, Inputs(case.version, case.id, code, case.length, case.alphabet), password):
+        if matches(
+            rules.issuing.keys[case.key],
+            Inputs(case.version, case.id, code, case.length, case.alphabet),
+            password,
+        ):
             return Choice.SAME_AS_ISSUED
         login.password, login.stamp = hashed, new_stamp()  # type: ignore[assignment]
         login.save(update_fields=["password", "stamp"])
@@ -213,22 +214,42 @@ def choose(login: Login, case_id: UUID, password: str, *, attempt: str, rules: R
     return Choice.CHOSEN
 
 
-def signed_in(login: Login, device: str | None) -> str:
+def signed_in(login: Login, device: str | None) -> str | None:
     """Close a completed sign-in: clear the account's guesses, remember the device.
 
-    `device` is the token it brought, if any; returns the token to keep, of which only a hash is stored.
+    `device` is the token it brought, if any; returns the token to keep, of which only a hash is stored. A token
+    that we gave out, to whichever login, is kept: a family's browser is known to each of its members.
+    None: the login was switched off, or another password chosen, since the password was checked; nobody is in.
     """
     with transaction.atomic():
         if login.account_id is not None:
             _lock(login.account_id)
+        if not _hold_active(login, stamp=login.stamp):
+            return None
+        if login.account_id is not None:
             Guess.objects.filter(account=login.account_id, cleared=False).update(cleared=True)
-        if device and Device.objects.filter(login=login, token_hash=_hash(device)).exists():
-            return device
-        token = secrets.token_urlsafe(32)
-        Device.objects.create(login=login, token_hash=_hash(token))
-        kept = Device.objects.filter(login=login).order_by("-id").values("id")[:_DEVICES]
+        known = device is not None and Device.objects.filter(token_hash=_hash(device)).exists()
+        token = device if device is not None and known else secrets.token_urlsafe(32)
+        Device.objects.update_or_create(login=login, token_hash=_hash(token), defaults={"used_at": Now()})
+        kept = Device.objects.filter(login=login).order_by("-used_at", "-id").values("id")[:_DEVICES]
         Device.objects.filter(login=login).exclude(id__in=kept).delete()
     return token
+
+
+def tidy(rules: Rules) -> None:
+    """Delete what nobody will ask for again: sessions that expired, guesses that count nowhere any more."""
+    oldest = max(rules.guess_window, rules.network_window, _SITE_WINDOW)
+    with connection.cursor() as cursor:
+        # Rows that another tidying one has in hand are left to it.
+        cursor.execute(
+            "delete from django_session where session_key in (select session_key from django_session"
+            " where expire_date < clock_timestamp() for update skip locked)"
+        )
+        cursor.execute(
+            "delete from guess where id in"
+            " (select id from guess where at < clock_timestamp() - %s for update skip locked)",
+            [oldest],
+        )
 
 
 def _lock(username: str, network: str | None = None) -> None:
@@ -244,7 +265,6 @@ def _gather(username: str, device: str | None, network: str, rules: Rules) -> _F
         "name": username,
         "device": _hash(device) if device else None,
         "network": network,
-        "alarm": ALARM,
         "guess_window": rules.guess_window,
         "network_window": rules.network_window,
         "network_failures": rules.network_failures,
@@ -255,14 +275,46 @@ def _gather(username: str, device: str | None, network: str, rules: Rules) -> _F
 
 
 def _throttled_until(facts: _Facts, rules: Rules) -> datetime | None:
+    # A citizen's known device does not pay for its network's strangers; its own guesses bound it.
+    if facts.code is not None and facts.device is not None and facts.guesses < rules.guesses:
+        return None
     limit = rules.network_failures
-    if facts.alarm and facts.device is None:
-        limit = max(1, limit // _ALARM_SHARE)
     return facts.failures[limit - 1] + rules.network_window if len(facts.failures) >= limit else None
 
 
 def _accepts_issued(facts: _Facts, rules: Rules) -> bool:
-    return facts.case is not None and (facts.length >= rules.long_length or facts.guesses < rules.guesses)
+    if facts.case is None:
+        return False
+    return facts.guesses < rules.guesses or not guessable(facts.length, facts.alphabet)
+
+
+def _has_issuing(key: str, rules: Rules) -> bool:
+    if rules.issuing.get(key) is not None:
+        return True
+    _tell_missing("issuing key", key)
+    return False
+
+
+def _has_pepper(encoded: str, rules: Rules) -> bool:
+    if not is_password_usable(encoded):
+        return True
+    pepper = identify_hasher(encoded).decode(encoded).get("pepper")
+    if pepper is None or rules.peppers.get(pepper) is not None:
+        return True
+    _tell_missing("pepper", pepper)
+    return False
+
+
+@cache
+def _tell_missing(kind: str, key: str) -> None:
+    """Once in a process for each key: people meet it many times a second."""
+    log.error("the %s %s is missing on this host: whose password needs it is told to try again", kind, key)
+
+
+def _hold_active(login: Login, **same: str) -> bool:
+    """Whether the login is (still) active and the `same`; if so it stays, until the transaction ends."""
+    held = Login.objects.select_for_update(no_key=True).filter(pk=login.pk, is_active=True, **same)
+    return held.values("pk").first() is not None
 
 
 def _login_of(code: str) -> Login:
@@ -284,28 +336,6 @@ def _right(facts: _Facts, guess: Guess, encoded: str, rehashed: str | None) -> C
     return Checked(Outcome.SIGNED_IN, login)
 
 
-def _wrong(facts: _Facts, guess: Guess, rules: Rules) -> None:
-    short = facts.case is not None and facts.length < rules.long_length
-    if short and facts.device is None and facts.guesses + 1 >= rules.guesses:
-        _end_guessed_out(facts, rules)
-    # Counting a site's hour takes a moment, so one in a hundred of the bound counts.
-    if guess.pk % max(1, rules.site_failures // 100) == 0:
-        _raise_alarm(rules)
-
-
-def _end_guessed_out(facts: _Facts, rules: Rules) -> None:
-    assert facts.code
-    with transaction.atomic():
-        _lock(facts.code)
-        count = Guess.objects.filter(
-            account=facts.code, device__isnull=True, cleared=False, at__gt=_now() - rules.guess_window
-        ).count()
-        if count >= rules.guesses:  # else somebody signed in meanwhile, and cleared them
-            Case.objects.filter(account=facts.code, id=facts.case, ended_at__isnull=True).update(
-                ended_at=Now(), ended_as=Case.End.GUESSED_OUT
-            )
-
-
 def _raise_alarm(rules: Rules) -> None:
     with connection.cursor() as cursor:
         cursor.execute(
@@ -318,8 +348,7 @@ def _raise_alarm(rules: Rules) -> None:
         )
         if cursor.rowcount:
             log.warning(
-                "%d failed sign-ins within an hour: for an hour, new cases get long passwords and networks"
-                " a tenth of their failures",
+                "%d failed sign-ins within an hour: for an hour, new cases get long passwords",
                 rules.site_failures,
             )
 

@@ -10,11 +10,12 @@ from allauth.headless.tokens.strategies.sessions import SessionTokenStrategy
 from django.conf import settings
 from django.contrib.auth import authenticate
 from django.core.exceptions import ValidationError
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from caplai.domain import msisdn
+from caplai.domain.replies import whole_minute
 from caplai.service import credentials
 from caplai.service.credentials import Outcome
 from caplai.signin.backend import DEVICE_COOKIE, device_token
@@ -34,7 +35,10 @@ class AccountAdapter(DefaultAccountAdapter):
         "username_password_mismatch": _(
             "The code or the password is not right. Look at the newest message, or text again for a password."
         ),
-        THROTTLED: _("Too many wrong passwords from your network. Try again at %(time)s."),
+        THROTTLED: _(
+            "There were too many wrong passwords from the network that you are on (maybe by somebody else). Try again"
+            " after %(time)s."
+        ),
         TRY_AGAIN: _("We cannot check this password just now. Try again in a minute."),
     }
 
@@ -58,7 +62,7 @@ class AccountAdapter(DefaultAccountAdapter):
                 setattr(checked.login, ISSUED_CASE, checked.case_id)
                 return checked.login
             case Outcome.THROTTLED:
-                time = timezone.localtime(checked.retry_at).strftime("%H:%M")
+                time = timezone.localtime(whole_minute(checked.retry_at)).strftime("%H:%M")
                 raise ValidationError(self.error_messages[THROTTLED], THROTTLED, {"time": time})
             case Outcome.TRY_AGAIN:
                 raise self.validation_error(TRY_AGAIN)
@@ -66,6 +70,9 @@ class AccountAdapter(DefaultAccountAdapter):
 
     def post_login(self, request, user, **details):
         request.device_token = credentials.signed_in(user, device_token(request))
+        if request.device_token is None:
+            self.logout(request)
+            return headed_redirect_response("account_login")
         response = super().post_login(request, user, **details)
         if not is_headless_request(request):
             response.set_cookie(
@@ -121,7 +128,11 @@ class TokenStrategy(SessionTokenStrategy):
         return {"device_token": token} if token else None
 
 
-def retry_after(request: HttpRequest) -> int:
-    """Seconds until a request that was not looked at is worth repeating (RFC 9110, 10.2.3)."""
+def put_off(request: HttpRequest, response: HttpResponse, status: int) -> None:
+    """Make it the answer to a request that was not looked at: when to repeat it (RFC 9110, 10.2.3)."""
     until = getattr(getattr(request, "checked", None), "retry_at", None)
-    return max(1, int((until - timezone.now()).total_seconds()) + 1) if until else _RETRY_SECONDS
+    seconds = max(1, int((until - timezone.now()).total_seconds()) + 1) if until else _RETRY_SECONDS
+    response.status_code = status
+    response["Retry-After"] = str(seconds)
+    # Django would log each 503 as an error; what is wrong is logged once, where it is found.
+    response._has_been_logged = True

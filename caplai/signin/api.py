@@ -1,35 +1,71 @@
 """The app's endpoints: those of allauth's headless ones that we offer, and the one that chooses a password."""
 
+from typing import ClassVar
+
+from allauth.account.internal.flows.login import perform_password_login
 from allauth.headless.account.views import LoginView, SessionView
-from allauth.headless.base.response import UnauthorizedResponse
-from allauth.headless.base.views import AuthenticationStageAPIView, ConfigView
+from allauth.headless.base.response import AuthenticationResponse, ConflictResponse, UnauthorizedResponse
+from allauth.headless.base.views import APIView, AuthenticationStageAPIView, ConfigView
 from allauth.headless.constants import Client
 from allauth.headless.internal.restkit.response import APIResponse, ErrorResponse
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.urls import path
 from django.utils.translation import gettext as _
 
 from caplai.service.credentials import Choice
-from caplai.signin.adapter import retry_after
+from caplai.signin.adapter import put_off
 from caplai.signin.forms import ChooseForm, LoginInput
 from caplai.signin.stages import ChoosePasswordStage
 from caplai.signin.views import refusal_status
 
 
-class SignIn(LoginView):
+class _Endpoint(APIView):
+    """Refuses other methods than its own (405) and bodies that are not JSON (415) before anything is read."""
+
+    def handle(self, request: HttpRequest, *args, **kwargs) -> HttpResponseBase:
+        if (request.method or "").lower() not in self.http_method_names:
+            return self.http_method_not_allowed(request)
+        if request.body and request.content_type != "application/json":
+            return HttpResponse(status=415)
+        return super().handle(request, *args, **kwargs)
+
+
+class Config(_Endpoint, ConfigView):
+    """GET: what the site offers."""
+
+    http_method_names: ClassVar[list[str]] = ["get"]
+
+
+class Session(_Endpoint, SessionView):
+    """GET: who is in (200), or what is pending (401). DELETE: sign out, which answers 401."""
+
+    http_method_names: ClassVar[list[str]] = ["get", "delete"]
+
+
+class SignIn(_Endpoint, LoginView):
     """POST {"username", "password"}: 200, or 401 with the pending flow `choose_password`, or 400, 429, 503."""
 
     input_class = LoginInput
+    http_method_names: ClassVar[list[str]] = ["post"]
+
+    def post(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
+        if request.user.is_authenticated:
+            return ConflictResponse(request)
+        response = perform_password_login(
+            request, {}, self.input.login
+        )  # what it is given, the session keeps
+        return AuthenticationResponse.from_response(request, response)
 
     def handle_invalid_input(self, input) -> ErrorResponse:  # noqa: A002 (allauth's name)
         return _refuse(self.request, input)
 
 
-class ChoosePassword(AuthenticationStageAPIView):
+class ChoosePassword(_Endpoint, AuthenticationStageAPIView):
     """POST {"new_password"} with X-Session-Token: 200 as a sign-in, 400, 401 (nothing pending), 409, 503."""
 
     stage_class = ChoosePasswordStage
     input_class = ChooseForm
+    http_method_names: ClassVar[list[str]] = ["get", "post"]
 
     def get_input_kwargs(self) -> dict:
         return {"login": self.stage.login.user}
@@ -56,15 +92,15 @@ def _refuse(request: HttpRequest, form) -> ErrorResponse:
     status = refusal_status(form)
     response = ErrorResponse(request, input=form, status=status or 400)
     if status:
-        response["Retry-After"] = str(retry_after(request))
+        put_off(request, response, status)
     return response
 
 
 urlpatterns = [
     path(name, view.as_api_view(client=Client.APP))
     for name, view in {
-        "config": ConfigView,
-        "auth/session": SessionView,
+        "config": Config,
+        "auth/session": Session,
         "auth/login": SignIn,
         "auth/choose_password": ChoosePassword,
     }.items()

@@ -3,6 +3,8 @@
 An agency whose people sign in with an identity provider of its own replaces this backend.
 """
 
+import secrets
+
 from django.conf import settings
 from django.contrib.auth.backends import ModelBackend
 from django.db.models import Q
@@ -15,18 +17,19 @@ from caplai.store.models import Account, Login
 
 DEVICE_COOKIE = "caplai_device"
 DEVICE_HEADER = "X-Device-Token"
+_TIDY_EVERY = 500
+"""One sign-in in so many, whichever, tidies up: sign-ins alone leave sessions and guesses behind."""
 
 
 def rules() -> Rules:
     """The sign-in's rules as configured, with the keys that this host has now."""
-    signin, password = settings.CAPLAI.signin, settings.CAPLAI.password
+    signin = settings.CAPLAI.signin
     return Rules(
         guesses=signin.guesses,
         guess_window=signin.guess_window,
         network_failures=signin.network_failures,
         network_window=signin.network_window,
         site_failures=signin.site_failures,
-        long_length=password.long_length,
         issuing=settings.KEYRING.ring("issuing"),
         peppers=settings.KEYRING.ring("pepper"),
     )
@@ -50,6 +53,8 @@ class PasswordBackend(ModelBackend):
         request.checked = checked = credentials.check(
             username, password, device=device_token(request), network=network(request), rules=rules()
         )
+        if secrets.randbelow(_TIDY_EVERY) == 0:
+            credentials.tidy(rules())
         return checked.login if checked.outcome is Outcome.SIGNED_IN else None
 
     def get_user(self, user_id: int) -> Login | None:

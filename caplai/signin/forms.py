@@ -9,30 +9,19 @@ from django.contrib.auth.password_validation import CommonPasswordValidator
 from django.core.exceptions import ValidationError
 from django.utils.translation import gettext_lazy as _
 
-from caplai.domain.grammar import CODE_LENGTH
+from caplai.domain.grammar import code_of
 from caplai.store.models import Login
 
 MIN_LENGTH, MAX_LENGTH = 8, 128
 # Of what is typed, before its accents are put together: a letter has two at most.
 _MAX_TYPED = 3 * MAX_LENGTH
 _MAX_NAME = 150
+_NO_NULLS = {"null_characters_not_allowed": _("There is a character that cannot be used. Type it again.")}
 
 
 def normal_username(typed: str) -> str:
-    """A code as ten ASCII digits, however it was typed; any other name as it is.
-
-    Full-width digits count as digits; spaces, punctuation and invisible characters around them are forgiven.
-    """
-    digits = []
-    for char in typed:
-        if char.isdecimal():
-            digits.append(str(unicodedata.decimal(char)))
-        elif unicodedata.category(char)[0] not in "ZPC":
-            break
-    else:
-        if len(digits) == CODE_LENGTH:
-            return "".join(digits)
-    return typed.strip().encode("utf-8", "ignore").decode()
+    """A code as ten ASCII digits, however it was typed or copied from a card; any other name as it is."""
+    return code_of(typed) or typed.strip().encode("utf-8", "ignore").decode()
 
 
 class UsernameField(forms.CharField):
@@ -40,6 +29,7 @@ class UsernameField(forms.CharField):
         super().__init__(
             max_length=_MAX_NAME,
             error_messages={
+                **_NO_NULLS,
                 "required": _("Enter the code."),
                 "max_length": _("This is too long for a code."),
             },
@@ -50,15 +40,23 @@ class UsernameField(forms.CharField):
         return normal_username(super().clean(value))
 
 
+class ReadableInput(forms.PasswordInput):
+    """Shows what is typed, for a typo in a new password costs another SMS. caplai.js hides it and adds a box."""
+
+    input_type = "text"
+
+
 class PasswordField(forms.CharField):
     """Any characters, spaces at its ends too."""
 
-    def __init__(self, *, autocomplete: str, required_message, **options) -> None:
+    def __init__(self, *, autocomplete: str, required_message, widget=forms.PasswordInput, **options) -> None:
+        attributes = {"autocomplete": autocomplete, "autocapitalize": "none", "spellcheck": "false"}
         super().__init__(
             strip=False,
             max_length=_MAX_TYPED,
-            widget=forms.PasswordInput(attrs={"autocomplete": autocomplete}),
+            widget=widget(attrs=attributes),
             error_messages={
+                **_NO_NULLS,
                 "required": required_message,
                 "max_length": _("This is too long for a password."),
             },
@@ -71,9 +69,10 @@ class LoginForm(forms.Form):
 
     username = UsernameField(
         label=_("Social insurance code"),
-        help_text=_("10 digits, on your health insurance card"),
+        help_text=_("10 digits; on the health insurance card, the last 10"),
+        # No numeric keyboard: it hides the letters of the card's number and of operators' names.
         widget=forms.TextInput(
-            attrs={"inputmode": "numeric", "autocomplete": "username", "spellcheck": "false"}
+            attrs={"autocomplete": "username", "autocapitalize": "none", "spellcheck": "false"}
         ),
     )
     password = PasswordField(
@@ -117,6 +116,7 @@ class ChooseForm(forms.Form):
             " to remember."
         ),
         autocomplete="new-password",
+        widget=ReadableInput,
         required_message=_("Enter a new password."),
     )
 

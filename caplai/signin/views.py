@@ -17,7 +17,7 @@ from django.views.generic.edit import FormView
 
 from caplai.domain import msisdn
 from caplai.service.credentials import Choice
-from caplai.signin.adapter import THROTTLED, TRY_AGAIN, retry_after
+from caplai.signin.adapter import THROTTLED, TRY_AGAIN, put_off
 from caplai.signin.forms import ChooseForm, LoginForm
 from caplai.signin.stages import ChoosePasswordStage
 
@@ -28,8 +28,7 @@ class _FormPage(FormView):
     def form_invalid(self, form) -> HttpResponse:
         response = super().form_invalid(form)
         if status := refusal_status(form):
-            response.status_code = status
-            response["Retry-After"] = str(retry_after(self.request))
+            put_off(self.request, response, status)
         return response
 
 
@@ -46,7 +45,9 @@ class SignIn(RedirectAuthenticatedUserMixin, NextRedirectMixin, _FormPage):
 
     def form_valid(self, form: LoginForm) -> HttpResponse:
         login = PendingLogin(user=form.user, redirect_url=self.get_success_url())
-        return perform_password_login(self.request, {"username": form.cleaned_data["username"]}, login)
+        return perform_password_login(
+            self.request, {}, login
+        )  # what it is given here, it keeps in the session
 
 
 @method_decorator(sensitive_post_parameters("new_password"), name="dispatch")

@@ -106,19 +106,28 @@ class Login(AbstractBaseUser, PermissionsMixin):
 
     def _get_session_auth_hash(self, secret: str | None = None) -> str:
         """What a session must carry to live. Django asks for it with the active and with the older secrets."""
-        value = self.password + self.stamp
-        return salted_hmac("caplai.login", value, secret=secret, algorithm="sha256").hexdigest()
+        return salted_hmac("caplai.login", self.stamp, secret=secret, algorithm="sha256").hexdigest()
+
+    def set_password(self, raw_password: str | None) -> None:
+        """Another password ends every session; the same one hashed anew ends none, so the stamp says it."""
+        super().set_password(raw_password)
+        self.stamp = new_stamp()  # type: ignore[assignment]
 
 
 class Device(models.Model):
-    """A device that signed in before: it has guesses of its own. Only a hash of its token is kept."""
+    """A device that signed in before: it has guesses of its own. Only a hash of its token is kept.
+
+    A family's browser has one token, with a row for each of its logins.
+    """
 
     login = models.ForeignKey(Login, models.CASCADE, related_name="devices")
-    token_hash = models.BinaryField(unique=True)
+    token_hash = models.BinaryField()
     created_at = models.DateTimeField(db_default=Now())
+    used_at = models.DateTimeField(db_default=Now(), help_text="The last completed sign-in with it.")
 
     class Meta:
         db_table = "device"
+        constraints = [models.UniqueConstraint(fields=["token_hash", "login"], name="device_once_per_login")]
 
 
 class Guess(models.Model):

@@ -4,6 +4,7 @@ import asyncio
 import time
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from itertools import pairwise
 
 import psycopg
 import pytest
@@ -215,7 +216,7 @@ def test_a_carrier_that_throttles_is_left_alone_for_longer_each_time(scenario, c
             await carrier.deliver("BH", f"8491234567{n}")
         await carrier.until(lambda: len(carrier.submitted) == 9, 20)
         times = carrier.submitted_at
-        pauses = [later - earlier for earlier, later in zip(times[:3], times[1:4], strict=True)]
+        pauses = [later - earlier for earlier, later in pairwise(times[:4])]
         assert [pause > least for pause, least in zip(pauses, (0.4, 0.9, 1.9), strict=True)] == [True] * 3
 
     scenario(play, window=1)

@@ -6,7 +6,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from caplai.domain.grammar import BadCode, BadSyntax, Command, Grammar, OtherAgency, Reissue, understand
+from caplai.domain.grammar import (
+    BadCode,
+    BadSyntax,
+    Command,
+    Grammar,
+    OtherAgency,
+    Reissue,
+    code_of,
+    understand,
+)
 
 CODE = "0123456789"
 OK = Reissue(CODE)
@@ -377,3 +386,35 @@ def test_long_texts_cost_no_more_than_their_length(head: str, unit: str) -> None
     """A quadratic reading of these would outlast the time limit of the test run by far."""
     understood = understand(head + unit * 100_000, Grammar())
     assert understood in (BadSyntax(), BadCode(), OK)
+
+
+@pytest.mark.parametrize(
+    ("typed", "code"),
+    [
+        (CODE, CODE),
+        (" {0123 456-789} ", CODE),
+        ("O123456789", CODE),
+        ("DN4010123456789", CODE),
+        ("dn 4 01 01234 56789", CODE),
+        ("０１２３４５６７８９", CODE),
+        (NINE, None),
+        (ELEVEN, None),
+        ("4010123456789", None),
+        ("DN401012345678", None),
+        ("DN40101234567890", None),
+        ("DNA010123456789", None),
+        ("D4010123456789", None),
+        ("Ô123456789", None),
+        (f"{CODE} {OTHER}", None),
+        ("thu.ha", None),
+        ("", None),
+    ],
+)
+def test_code_of_a_field(typed, code):
+    assert code_of(typed) == code
+
+
+@given(st.text() | st.text("DN0123456789O .-", max_size=18))
+def test_code_of_anything(typed):
+    code = code_of(typed)
+    assert code is None or (len(code) == 10 and code.isascii() and code.isdigit())

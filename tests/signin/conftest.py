@@ -39,10 +39,14 @@ def open_case(citizen) -> Callable[..., Opened]:
     """Open a case as a re-issue does, and say what the text would."""
 
     def open_(
-        *, account: str = citizen.code, length: int = 6, lifetime: timedelta = timedelta(hours=24)
+        *,
+        account: str = citizen.code,
+        length: int = 6,
+        alphabet: str | None = None,
+        lifetime: timedelta = timedelta(hours=24),
     ) -> Opened:
         ring = settings.KEYRING.ring("issuing")
-        alphabet = DIGITS if length < 10 else LETTERS
+        alphabet = alphabet or (DIGITS if length < 10 else LETTERS)
         now = timezone.now()
         case = Case.objects.create(
             account=account,

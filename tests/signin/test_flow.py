@@ -79,14 +79,27 @@ def test_app_from_issued_to_chosen_password(app, citizen, open_case):
 
 
 @pytest.mark.parametrize(
-    "typed", ["0012345678", " 0012 345 678 ", "001.234.5678", "００１２３４５６７８", "0012345678\u200b"]
+    "typed",
+    [
+        "0012345678",
+        " 0012 345 678 ",
+        "001.234.5678",
+        "００１２３４５６７８",
+        "0012345678\u200b",
+        "OO12345678",
+        "DN4010012345678",
+        "dn 4 01 0012 345 678",
+        "{GD-4-79-0012345678}",
+    ],
 )
 def test_code_as_people_write_it(browser, app, citizen, login, typed):
     assert sign_in(browser, typed, CHOSEN)["Location"] == "/"
     assert app.sign_in(typed, CHOSEN).status_code == 200
 
 
-@pytest.mark.parametrize("typed", ["12345678", "00012345678", "012345678"])
+@pytest.mark.parametrize(
+    "typed", ["12345678", "00012345678", "012345678", "4010012345678", "DNA010012345678", "DN40100123456789"]
+)
 def test_leading_zeros_matter(browser, app, login, typed):
     assert sign_in(browser, typed, CHOSEN).status_code == 200
     assert app.sign_in(typed, CHOSEN).status_code == 400

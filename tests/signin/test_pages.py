@@ -1,7 +1,11 @@
 """What surrounds the forms: headers, languages, cookies, proxies, errors, and the translation itself."""
 
 import ast
+import json
+import os
 import re
+import subprocess
+import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,8 +21,8 @@ from django.utils import timezone
 import caplai
 from caplai.config import Config
 from caplai.signin.middleware import TrustedProxy, network
-from caplai.store.models import Case
-from tests.signin.conftest import CHOSEN, App, is_in, sign_in, wrong
+from caplai.store.models import Case, Guess
+from tests.signin.conftest import API, CHOSEN, App, is_in, sign_in, wrong
 
 PACKAGE = Path(caplai.__file__).parent
 LOCALE = PACKAGE / "locale" / "vi" / "LC_MESSAGES"
@@ -82,8 +86,18 @@ def test_sign_in_says_how_to_get_a_password(browser, db):
     page = browser.get("/login/").content.decode()
     assert 'href="sms:8079?body=BH%20MK%20"' in page
     assert "<b>BH MK</b> 0123456789" in page
-    for attributes in ['inputmode="numeric"', 'autocomplete="username"', 'autocomplete="current-password"']:
+    for attributes in ['autocomplete="username"', 'autocomplete="current-password"']:
         assert attributes in page
+    assert "inputmode" not in page  # phones must be able to type the letters of a card
+
+
+def test_new_password_is_readable_without_javascript(browser, citizen, open_case):
+    sign_in(browser, citizen.code, open_case().password)
+    page = browser.post("/choose-password/", {"new_password": "ngắn"}).content.decode()
+    assert 'Mã số BHXH: <b class="code">0012345678</b>' in page
+    field = re.search(r'<input[^>]*name="new_password"[^>]*>', page)[0]
+    assert 'type="text"' in field
+    assert "ngắn" not in page
 
 
 def test_wrong_password_is_told_at_the_top_and_beside_the_field(browser, citizen, open_case):
@@ -159,6 +173,70 @@ def test_app_that_sends_nonsense(db, body):
     assert answer.status_code == 400
 
 
+def test_character_that_no_form_takes_is_told_in_vietnamese(browser, db):
+    page = sign_in(browser, "1\0", "2\0").content.decode()
+    assert page.count("Có ký tự không dùng được.") == 4
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [(method, path, allowed)
+     for path, allowed in [("config", "GET"), ("auth/session", "GET, DELETE"), ("auth/login", "POST"),
+                           ("auth/choose_password", "GET, POST")]
+     for method in ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"] if method not in allowed],
+)  # fmt: skip
+def test_app_endpoints_take_their_own_methods_only(app, citizen, login, open_case, method, path, allowed):
+    app.sign_in(citizen.code, open_case().password)
+    body = {"username": citizen.code, "password": "wrong", "new_password": CHOSEN}
+    answer = app.call(method, path, body)
+    assert (answer.status_code, answer["Allow"]) == (405, allowed)
+    assert not Guess.objects.exists()
+    assert Case.objects.get().ended_at is None
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
+def test_app_endpoints_take_json_only(citizen, login, kind):
+    body = json.dumps({"username": citizen.code, "password": "wrong"})
+    answer = Client().generic("POST", f"{API}auth/login", body, content_type=kind)
+    assert answer.status_code == 415
+    assert not Guess.objects.exists()
+    kind = "Application/JSON; charset=utf-8"
+    assert Client().generic("POST", f"{API}auth/login", body, content_type=kind).status_code == 400
+    assert Guess.objects.count() == 1
+
+
+def test_bad_requests_are_answered_in_vietnamese_and_not_logged(browser, citizen, login, settings, caplog):
+    settings.ALLOWED_HOSTS = ["caplai.example"]
+    foreign = browser.get("/login/", headers={"host": "evil.example"})
+    settings.ALLOWED_HOSTS = ["*"]
+    big = browser.post("/login/", {"username": "9" * 3_000_000})
+    for answer in (foreign, big):
+        assert answer.status_code == 400
+        assert "Không thực hiện được yêu cầu này" in answer.content.decode()
+    assert sign_in(Client(enforce_csrf_checks=True), citizen.code, CHOSEN).status_code == 403
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("https://[::1]", "[::1]"),
+        ("https://[::1]:8443", "[::1]"),
+        ("https://caplai.example", "caplai.example"),
+        ("http://127.0.0.1:8000/", "127.0.0.1"),
+    ],
+)
+def test_only_our_own_name_is_answered(url, host):
+    code = "from caplai import settings; print(*settings.ALLOWED_HOSTS)"
+    told = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "CAPLAI_PUBLIC_URL": url},
+        capture_output=True,
+        text=True,
+    )
+    assert told.stdout.strip() == host
+
+
 @pytest.mark.parametrize("token", ["", "x" * 500, "Ð", "'; drop table"])
 def test_tokens_that_nobody_gave_out(citizen, login, token):
     strange = App()
@@ -196,6 +274,7 @@ def test_no_session_key_is_stored(browser, app, citizen, login, open_case):
     app.sign_in(citizen.code, CHOSEN)
     keys = {pending.session, app.session, browser.cookies["caplai_session"].value}
     assert len(keys) == 3
+    assert all(citizen.code not in str(row.get_decoded()) for row in Session.objects.all())
     assert Session.objects.count() == 3
     for row in Session.objects.all():
         for key in keys:

@@ -95,17 +95,28 @@ def test_rotated_pepper_is_renewed_at_the_next_sign_in(app, citizen, login, monk
     both = Keyring({**old.keys, "p-next": bytes(range(32))}, "p-next")
     monkeypatch.setattr(hashers, "_peppers", lambda: both)
     rules_with(peppers=both)
+    other = App()
+    other.sign_in(citizen.code, CHOSEN)
+    Login.objects.update(password=login.password)
     assert app.sign_in(citizen.code, CHOSEN + "!").status_code == 400
     assert Login.objects.get().password.split("$")[1] == old.active
 
     assert app.sign_in(citizen.code, CHOSEN).status_code == 200
     assert app.is_in
     assert Login.objects.get().password.split("$")[1] == "p-next"
+    assert other.is_in  # the same password hashed anew ends nobody's session
 
     new = Keyring({"p-next": bytes(range(32))}, "p-next")
     monkeypatch.setattr(hashers, "_peppers", lambda: new)
     rules_with(peppers=new)
     assert App().sign_in(citizen.code, CHOSEN).status_code == 200
+
+
+def test_password_that_is_set_ends_the_sessions(browser, citizen, login):
+    sign_in(browser, citizen.code, CHOSEN)
+    login.set_password(CHOSEN)
+    login.save()
+    assert not is_in(browser)
 
 
 def test_weaker_parameters_are_renewed(monkeypatch):

@@ -2,6 +2,7 @@
 // What a page can do better with JavaScript; without it, every form works as it is.
 for (const box of document.querySelectorAll("[data-reveals]")) {
   const field = document.getElementById(box.dataset.reveals);
+  field.type = "password"; // a new one is readable until there is a box that shows it
   box.closest("label").hidden = false;
   box.addEventListener("change", () => { field.type = box.checked ? "text" : "password"; });
   field.form.addEventListener("submit", () => { field.type = "password"; });
