@@ -1,10 +1,11 @@
 """The command line: `caplai COMMAND`. Heavy imports wait inside the commands, so that --help is quick."""
 
 import contextlib
+import errno
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,6 +14,7 @@ import click
 from caplai import __version__
 
 WRONG_USE = 2
+BUG = 70  # EX_SOFTWARE of sysexits(3)
 
 
 class Failure(click.ClickException):
@@ -23,7 +25,45 @@ class Failure(click.ClickException):
         self.__dict__["exit_code"] = status  # click reads it from the instance and declares it for the class
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Commands(click.Group):
+    """All that goes wrong in a command becomes a clear sentence and an exit status here."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:  # Stopped, which knows whether it was SIGTERM, or Python's own
+            raise click.exceptions.Exit(getattr(stop, "status", 130)) from None
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:  # `| head`: click knows what to do
+                raise
+            raise _sentence(error) from None
+
+
+def _sentence(error: Exception) -> Failure:
+    """What to tell about it. Of a bug class and place only, for its text may quote a person's data or a secret."""
+    from caplai import demo, logs, processes
+    from caplai.config import ConfigError
+    from caplai.local_postgres import LocalPostgresError
+    from caplai.store.keyring import KeyringError
+
+    if isinstance(error, ConfigError):
+        return Failure(f"The configuration cannot be used.\n{error}", WRONG_USE)
+    if isinstance(error, demo.Refused):
+        return Failure(str(error), WRONG_USE)
+    if isinstance(error, LocalPostgresError | KeyringError | processes.ChildFailed):
+        return Failure(str(error))
+    if reason := processes.trouble(error):
+        return Failure(f"The database cannot be used: {reason}. See: caplai doctor")
+    if isinstance(error, OSError) and error.filename is not None:
+        return Failure(f"{error.filename}: {error.strerror}.")
+    return Failure(f"This is a bug in caplai. Where it happened:\n{logs.describe(error)}", BUG)
+
+
+@click.group(
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.option("--config", "config_file", type=click.Path(dir_okay=False), help="The configuration file.")
 @click.version_option(__version__, prog_name="caplai")
 def main(config_file: str | None) -> None:
@@ -42,47 +82,26 @@ def main(config_file: str | None) -> None:
 
 
 def _config() -> Any:
-    from caplai.config import ConfigError, load
+    from caplai.config import load
 
-    try:
-        return load()
-    except ConfigError as error:
-        raise Failure(f"The configuration cannot be used.\n{error}", WRONG_USE) from None
+    return load()
 
 
 @contextlib.contextmanager
-def _ready(config: Any, *, adopt: bool = False, migrate: bool | None = None) -> Iterator[None]:
-    """Inside: the database runs, Django is loaded, the tables are up to date.
+def _ready(config: Any, *, adopt: bool = False, migrate: bool | None = None) -> Iterator[Any]:
+    """Inside: the database (which is yielded) runs, Django is loaded, the tables are up to date.
 
     `migrate` None: the embedded server is brought up to date, another one must be (`caplai migrate`).
     """
-    import psycopg
-
     from caplai import processes
-    from caplai.local_postgres import LocalPostgresError
-    from caplai.store.keyring import KeyringError
 
-    try:
-        with processes.database(config, adopt=adopt):
-            processes.setup_django()
-            from django.db.utils import OperationalError
-
-            try:
-                if migrate or (migrate is None and config.database_url is None):
-                    processes.migrate()
-                elif processes.pending_migrations():
-                    raise Failure("The database's tables are not up to date. Run: caplai migrate")
-                yield
-            except (OperationalError, psycopg.OperationalError) as error:
-                raise Failure(
-                    f"The database cannot be used: {_first_line(error)}. See: caplai doctor"
-                ) from None
-    except (LocalPostgresError, KeyringError) as error:
-        raise Failure(str(error)) from None
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".")
+    with processes.database(config, adopt=adopt) as database:
+        processes.setup_django()
+        if migrate or (migrate is None and config.database_url is None):
+            processes.migrate()
+        elif processes.pending_migrations():
+            raise Failure("The database's tables are not up to date. Run: caplai migrate")
+        yield database
 
 
 @main.command()
@@ -99,11 +118,7 @@ def demo(script: bool) -> None:
     """
     from caplai import demo as show
 
-    config = _config()
-    try:
-        sys.exit(show.run(config, script=script))
-    except show.Refused as error:
-        raise Failure(str(error), WRONG_USE) from None
+    sys.exit(show.run(_config(), script=script))
 
 
 @main.command()
@@ -111,29 +126,26 @@ def up() -> None:
     """Run the service: database, engine and web server, with the links of caplai.toml.
 
     Without CAPLAI_DATABASE_URL an embedded PostgreSQL is started in the data folder. The web port
-    opens once the migrations are done. A part that ends by itself is started again. Ctrl-C or
-    SIGTERM stops all in order: what is in the windows is finished first.
+    opens once the migrations are done. A part that ends by itself is started again, and so is the
+    embedded database; a part that cannot even start is a failure (exit status 1). Ctrl-C or SIGTERM
+    stops all in order: what is in the windows is finished first. Ctrl-C again does not wait for that.
     """
     from caplai import processes
 
     config = _config()
     port = _free_port(config)
-    with (
-        contextlib.suppress(processes.Stopped),
-        processes.stoppable(),
-        _ready(config, adopt=True, migrate=True),
-    ):
+    with contextlib.suppress(processes.Stopped), _ready(config, adopt=True, migrate=True) as database:
         children = processes.Children()
         try:
             children.start("engine")
             children.start("web", environment={"CAPLAI_PORT": str(port)})
-            if processes.wait_for_port(config.address, port, 60):
-                click.echo(f"caplai is up: {config.public_url or _url(config.address, port)}")
+            children.wait_for_port(config.address, port, 60)
+            click.echo(f"caplai is up: {config.public_url or processes.url(config.address, port)}")
             if not config.links:
                 click.echo(
                     "No links to carriers are configured: no SMS will come. See docs/configuration.md."
                 )
-            processes.tend_until_stopped(children)
+            processes.tend_until_stopped(children, database)
         finally:
             children.stop()
 
@@ -148,10 +160,6 @@ def _free_port(config: Any) -> int:
             f"Cannot listen on {config.address}:{config.port}: {error.strerror}."
             " Stop what holds it, or choose another with CAPLAI_PORT."
         ) from None
-
-
-def _url(address: str, port: int) -> str:
-    return f"http://{f'[{address}]' if ':' in address else address}:{port}/"
 
 
 @main.command()
@@ -176,15 +184,19 @@ def engine(quiet: bool) -> None:
 @click.option("--quiet", is_flag=True, help="Say nothing unless something is wrong.")
 def web(quiet: bool) -> None:
     """Run the web server alone: sign-in pages and the app API."""
+    from caplai import processes
+
     config = _config()
     port = _free_port(config)
     with _ready(config):
+        from django.db import connection
         from granian import Granian
         from granian.constants import Interfaces
         from granian.log import LogLevels
 
         if not quiet:
-            click.echo(f"web: {_url(config.address, port)}")
+            click.echo(f"web: {processes.url(config.address, port)}")
+        connection.close()  # the worker is a fork of us, and a connection is for one process
         Granian(
             "caplai.wsgi:application",
             address=config.address,
@@ -220,33 +232,53 @@ def accounts_import(file: IO[bytes], update_phones: bool) -> None:
     code,phone,email,state
     0123456789,0327 000 686,,approved
 
-    The first line names the columns. Phones may be written as people write them here, the eleven
-    digits from before 2018 included; state is pending, approved or closed. Good rows are taken,
-    each bad one is reported with its line and reason. The same file twice changes nothing.
+    The first line names the columns; each line after it is one account, also where fields stand in
+    quotation marks. Phones may be written as people write them here, the eleven digits from before
+    2018 included; state is pending, approved or closed. Good rows are taken, each bad one is
+    reported with its line and reason. The same file twice changes nothing.
+
+    The whole file is read before anything is changed, then stored piece by piece, beside a running
+    service. Stopped by Ctrl-C or a crash, what was stored stays and is whole; the same command
+    again stores the rest.
 
     Exit status: 0 all rows were good, 1 some were refused, 2 wrong use (nothing was changed).
     """
     config = _config()
     with _ready(config):
-        from caplai.service.register import WrongFile, import_accounts
+        from caplai.service.register import BadRow, WrongFile, import_accounts, read_lines
         from caplai.store.db import connect
 
-        def lines() -> Iterator[str]:
-            bar: Any
-            with click.progressbar(length=_size(file), label="Importing", file=sys.stderr) as bar:
-                for line in file:
-                    bar.update(len(line))
-                    yield line.decode("utf-8", "surrogateescape")
+        over_the_bar = "\r\x1b[K" if sys.stderr.isatty() else ""
+
+        def refused(row: BadRow) -> None:
+            click.echo(f"{over_the_bar}{file.name}:{row.line}: {row.reason}", err=True)
+
+        def lines() -> Generator[str, None, None]:
+            with _bar("Reading", os.fstat(file.fileno()).st_size) as bar:
+                yield from read_lines(file, bar.update)
+
+        storing: Any = None
+
+        def stored(rows: int, total: int) -> None:
+            nonlocal storing
+            storing = storing or bars.enter_context(_bar("Storing", total))
+            storing.update(rows)
 
         try:
-            with connect() as conn:
-                done = import_accounts(conn, lines(), update_phones=update_phones)
+            with contextlib.closing(lines()) as source, contextlib.ExitStack() as bars, connect() as conn:
+                done = import_accounts(
+                    conn, source, update_phones=update_phones, report=refused, stored=stored
+                )
         except WrongFile as error:
             raise Failure(f"{file.name}: {error}", WRONG_USE) from None
-        for row in done.bad:
-            click.echo(f"{file.name}:{row.line}: {row.reason}", err=True)
+        except KeyboardInterrupt:
+            click.echo(
+                "Stopped. What was stored stays and is whole; the same command again stores the rest.",
+                err=True,
+            )
+            raise
         click.echo(
-            f"{done.added} added, {done.changed} changed, {done.unchanged} unchanged, {len(done.bad)} refused"
+            f"{done.added} added, {done.changed} changed, {done.unchanged} unchanged, {done.refused} refused"
         )
         if done.phones_kept:
             click.echo(
@@ -254,12 +286,16 @@ def accounts_import(file: IO[bytes], update_phones: bool) -> None:
                 " (--update-phones changes it).",
                 err=True,
             )
-        if done.bad:
+        if done.refused:
             sys.exit(1)
 
 
-def _size(file: IO[bytes]) -> int:
-    return os.fstat(file.fileno()).st_size or 1  # a pipe has no size; the bar needs one
+def _bar(label: str, length: int) -> Any:
+    """A progress bar on stderr, drawn a thousand times at most; none where the length is unknown (a pipe)."""
+    steps = max(1, length // 1000)
+    return click.progressbar(
+        length=length, label=label, file=sys.stderr, hidden=not length, update_min_steps=steps
+    )
 
 
 @main.group()
@@ -367,11 +403,12 @@ def doctor() -> None:
     from caplai.doctor import examine
 
     sick = False
-    for finding in examine():
-        sick = sick or not finding.well
-        click.echo(f"{'ok ' if finding.well else 'BAD'}  {finding.what}: {finding.says}")
-        if finding.mend:
-            click.echo(f"     {finding.mend}")
+    with contextlib.closing(examine()) as findings:
+        for finding in findings:
+            sick = sick or not finding.well
+            click.echo(f"{'ok ' if finding.well else 'BAD'}  {finding.what}: {finding.says}")
+            for line in finding.mend.splitlines():
+                click.echo(f"     {line}")
     sys.exit(1 if sick else 0)
 
 

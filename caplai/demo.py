@@ -12,14 +12,15 @@ from typing import Any
 import click
 
 from caplai import processes
-from caplai.config import Config
+from caplai.config import Config, Service, TextSettings, load
 
 CITIZENS = 1000
-SHORT_CODE = "8079"
 PHONES_PORT = 8001
 """The virtual phones' port, if it is free."""
 _PATIENCE = 20.0
 """Seconds that a step may take at the most."""
+_MARK = "caplai_demo_is_being_made"
+"""The table that says whose a database is from before its migrations until the switch `demo` says it."""
 
 
 class Refused(Exception):
@@ -31,34 +32,65 @@ class _Failed(Exception):
 
 
 def run(config: Config, *, script: bool) -> int:
-    """Start all; show the addresses until stopped, or walk through the script. Returns the exit status."""
-    folder = config.data_dir / "demo"
-    folder.mkdir(parents=True, exist_ok=True)
-    os.environ["CAPLAI_DATA_DIR"] = str(folder)
-    config = config.model_copy(update={"data_dir": folder})
+    """Start all; show the addresses until stopped, or walk through the script. Returns the exit status.
+
+    It follows the user's configuration, but for what is said to citizens and carriers, the keys and the public
+    address, which are its own. Raises Refused, LocalPostgresError, ChildFailed.
+    """
+    click.echo("caplai demo: starting (the first time takes some seconds more)")
+    smpp_port = processes.free_port("127.0.0.1", 0)
+    own = _environment(config, smpp_port)
+    Path(own["CAPLAI_DATA_DIR"]).mkdir(parents=True, exist_ok=True)
+    os.environ.update(own)
+    config = load()
+    children = processes.Children()
+    try:
+        with processes.database(config, adopt=True) as database:
+            try:
+                citizens = _prepare(config)
+                phones = _start_simulator(children, config, smpp_port, citizens)
+                pages = _start_service(children, config)
+                if script:
+                    return _script(config, citizens, phones, pages)
+                _show(config, citizens, phones, pages)
+                processes.tend_until_stopped(children, database)
+            finally:
+                children.stop()
+    except processes.Stopped as stopped:
+        click.echo("\ncaplai demo: stopped")
+        return stopped.status if script else 0
+    return 0
+
+
+def _environment(config: Config, smpp_port: int) -> dict[str, str]:
+    """What is the demo's own, over the user's configuration."""
+    folder = (config.data_dir / "demo").absolute()
     # A port that was asked for is taken as it is; otherwise any free one will do, so that two demos can run.
     port = _free(config.address, config.port)
     if port is None and "CAPLAI_PORT" in os.environ:
         raise Refused(f"Port {config.port} is in use. Choose another with CAPLAI_PORT.")
-    os.environ["CAPLAI_PORT"] = str(port or processes.free_port(config.address, 0))
-    children = processes.Children()
-    try:
-        with processes.stoppable():
-            click.echo("caplai demo: starting (the first time takes some seconds more)")
-            with processes.database(config, adopt=True):
-                try:
-                    citizens = _prepare()
-                    smpp_port, phones = _start_simulator(children, citizens, folder)
-                    pages = _start_service(children, config, smpp_port)
-                    if script:
-                        return _script(citizens, phones, pages)
-                    _show(citizens, phones, pages)
-                    processes.tend_until_stopped(children)
-                finally:
-                    children.stop()
-    except processes.Stopped:
-        click.echo("\ncaplai demo: stopped")
-    return 0
+    port = port or processes.free_port(config.address, 0)
+    service = Service(mt_link="demo")
+    link = {
+        "name": service.mt_link,
+        "host": "127.0.0.1",
+        "port": smpp_port,
+        "system_id": "caplai",
+        "password": "secret",
+        "short_codes": service.short_codes,
+    }
+    own = {
+        "CAPLAI_DATA_DIR": str(folder),
+        "CAPLAI_KEYRING": str(folder / "keyring.json"),
+        "CAPLAI_PORT": str(port),
+        "CAPLAI_LINKS": json.dumps([link]),
+    }
+    for section, values in {"SERVICE": service, "TEXTS": TextSettings()}.items():
+        for name, value in values.model_dump().items():
+            own[f"CAPLAI_{section}__{name.upper()}"] = value if isinstance(value, str) else json.dumps(value)
+    if config.public_url is not None:
+        own["CAPLAI_PUBLIC_URL"] = processes.url(config.address, port)
+    return own
 
 
 def _free(address: str, port: int) -> int | None:
@@ -68,34 +100,67 @@ def _free(address: str, port: int) -> int | None:
         return None
 
 
-def _prepare() -> list[dict[str, str]]:
+def _prepare(config: Config) -> list[dict[str, str]]:
     """Tables and sample citizens in a database that is empty or a demo's. Raises Refused for any other."""
     processes.setup_django()
-    from django.db import connection
+    from django.db import connection, transaction
 
-    with connection.cursor() as cursor:
-        tables = set(connection.introspection.table_names(cursor))
-        ours = not tables
-        if "switch" in tables:
-            cursor.execute("select exists (select from switch where name = 'demo')")
-            ours = cursor.fetchone()[0]
-    if not ours:
-        raise Refused(
-            "This database holds something else. The demo fills its database with sample citizens, so it takes"
-            " only an empty one: unset CAPLAI_DATABASE_URL, or name another."
-        )
+    with transaction.atomic(), connection.cursor() as cursor:
+        # Not while another command makes the tables of an empty database: it would look like neither.
+        cursor.execute("select pg_advisory_xact_lock(%s)", [processes.MIGRATION_LOCK])
+        cursor.execute(_TABLES)
+        tables = {name for (name,) in cursor.fetchall()}
+        if not tables:
+            cursor.execute(f"create table {_MARK} ()")
+        elif _MARK not in tables and not _has_switch(cursor, tables):
+            raise Refused(_foreign(config))
     processes.migrate()
     from caplai.service.register import import_accounts
     from caplai.store.db import connect
     from caplai.store.models import Switch
 
-    Switch.objects.get_or_create(name="demo", defaults={"value": True})
+    with transaction.atomic(), connection.cursor() as cursor:
+        Switch.objects.get_or_create(name="demo", defaults={"value": True})
+        cursor.execute(f"drop table if exists {_MARK}")
     connection.close()
     citizens = sample_citizens(CITIZENS)
     rows = [f"{citizen['code']},{citizen['phone']},,approved" for citizen in citizens]
     with connect() as conn:
         import_accounts(conn, ["code,phone,email,state", *rows])
     return citizens
+
+
+# Tables, views and sequences of all schemas, but those that came with an extension (pg_depend, deptype e).
+_TABLES = """
+select c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace
+where n.nspname !~ '^pg_' and n.nspname <> 'information_schema' and c.relkind in ('r', 'p', 'v', 'm', 'f', 'S')
+  and not exists (select from pg_depend d
+                  where d.classid = 'pg_class'::regclass and d.objid = c.oid and d.deptype = 'e')
+"""
+
+
+def _has_switch(cursor: Any, tables: set[str]) -> bool:
+    if "switch" not in tables:
+        return False
+    cursor.execute(
+        "select column_name from information_schema.columns where table_name = 'switch'"
+        " and table_schema = current_schema()"
+    )
+    if not {"name", "value"} <= {name for (name,) in cursor.fetchall()}:
+        return False  # a table of that name that is somebody else's
+    cursor.execute("select exists (select from switch where name = 'demo')")
+    return cursor.fetchone()[0]
+
+
+def _foreign(config: Config) -> str:
+    if config.database_url is None:
+        mend = f"move {config.data_dir / 'postgres'} away, or name another data folder with CAPLAI_DATA_DIR."
+    else:
+        mend = "unset CAPLAI_DATABASE_URL, or name another."
+    return (
+        "This database holds something else. The demo fills its database with sample citizens, so it takes"
+        f" only an empty one: {mend}"
+    )
 
 
 _FAMILY = "Nguyễn Trần Lê Phạm Hoàng Huỳnh Phan Vũ Võ Đặng Bùi Đỗ Hồ Ngô".split()
@@ -122,68 +187,65 @@ def sample_citizens(count: int) -> list[dict[str, str]]:
 
 
 def _start_simulator(
-    children: processes.Children, citizens: list[dict[str, str]], folder: Path
-) -> tuple[int, str]:
-    file = folder / "citizens.json"
+    children: processes.Children, config: Config, smpp_port: int, citizens: list[dict[str, str]]
+) -> str:
+    file = config.data_dir / "citizens.json"
     file.write_text(json.dumps(citizens, ensure_ascii=False), "utf-8")
-    smpp_port = processes.free_port("127.0.0.1", 0)
     http_port = _free("127.0.0.1", PHONES_PORT) or processes.free_port("127.0.0.1", 0)
     ports = ("--smpp-port", str(smpp_port), "--http-port", str(http_port))
-    children.start("simulator", *ports, "--citizens", str(file), "--quiet")
-    if not processes.wait_for_port("127.0.0.1", http_port, _PATIENCE):
-        raise Refused("The simulator did not start; its error stands above.")
-    return smpp_port, f"http://127.0.0.1:{http_port}/"
+    service = ("--short-code", config.service.short_codes[0], "--citizens", str(file))
+    children.start("simulator", *ports, *service, "--quiet")
+    children.wait_for_port("127.0.0.1", http_port, _PATIENCE)
+    return processes.url("127.0.0.1", http_port)
 
 
-def _start_service(children: processes.Children, config: Config, smpp_port: int) -> str:
-    link = {
-        "name": "demo",
-        "host": "127.0.0.1",
-        "port": smpp_port,
-        "system_id": "caplai",
-        "password": "secret",
-    }
-    environment = {"CAPLAI_LINKS": json.dumps([link])}
-    children.start("engine", "--quiet", environment=environment)
-    children.start("web", "--quiet", environment=environment)
-    port = int(os.environ["CAPLAI_PORT"])
-    if not processes.wait_for_port(config.address, port, _PATIENCE):
-        raise Refused("The web server did not start; its error stands above.")
-    return f"http://{config.address}:{port}/"
+def _start_service(children: processes.Children, config: Config) -> str:
+    children.start("engine", "--quiet")
+    children.start("web", "--quiet")
+    children.wait_for_port(config.address, config.port, _PATIENCE)
+    return processes.url(config.address, config.port)
 
 
-def _show(citizens: list[dict[str, str]], phones: str, pages: str) -> None:
+def _message(config: Config, code: str) -> str:
+    """What a citizen texts."""
+    return f"{config.service.keyword} {config.service.command} {code}"
+
+
+def _show(config: Config, citizens: list[dict[str, str]], phones: str, pages: str) -> None:
     click.echo(f"\n  the virtual phone   {phones}\n  the sign-in page    {pages}\n")
     click.echo(f"Three of the {len(citizens)} citizens to try:\n")
     for citizen in citizens[:3]:
-        click.echo(f"  {citizen['name']:<20} phone {citizen['phone']}   text: BH MK {citizen['code']}")
-    click.echo(f"\nText it to {SHORT_CODE} from the virtual phone, then sign in with what comes back.")
+        text = _message(config, citizen["code"])
+        click.echo(f"  {citizen['name']:<20} phone {citizen['phone']}   text: {text}")
+    short_code = config.service.short_codes[0]
+    click.echo(f"\nText it to {short_code} from the virtual phone, then sign in with what comes back.")
     click.echo("Ctrl-C stops all of it.")
 
 
 # --- the script ------------------------------------------------------------------------------------
 
 
-def _script(citizens: list[dict[str, str]], phones: str, pages: str) -> int:
+def _script(config: Config, citizens: list[dict[str, str]], phones: str, pages: str) -> int:
     citizen = random.choice(citizens)  # noqa: S311 - another one each time, or the limits would end it
     try:
-        _walk_through(citizen, phones, pages)
-    except _Failed as error:
+        _walk_through(config, citizen, phones, pages)
+    except (_Failed, OSError) as error:
         click.echo(f"\nIt did not work: {error}.", err=True)
         return 1
     click.echo("\nAll of it happened.")
     return 0
 
 
-def _walk_through(citizen: dict[str, str], phones: str, pages: str) -> None:
+def _walk_through(config: Config, citizen: dict[str, str], phones: str, pages: str) -> None:
     code, phone = citizen["code"], citizen["phone"]
+    short_code = config.service.short_codes[0]
     api = f"{pages}_allauth/app/v1/auth"
     click.echo(f"\n{citizen['name']} has forgotten the password and takes the phone {phone}.\n")
-    text = f"BH MK {code}"
-    click.echo(f"  phone -> {SHORT_CODE}   {text}")
+    text = _message(config, code)
+    click.echo(f"  phone -> {short_code}   {text}")
     started = time.monotonic()
-    reply = _text(phones, phone, text)
-    click.echo(f"  {SHORT_CODE} -> phone   {reply}")
+    reply = _text(phones, phone, short_code, text)
+    click.echo(f"  {short_code} -> phone   {reply}")
     click.echo(f"                  ({(time.monotonic() - started) * 1000:.0f} ms later)\n")
     marker = "Mat khau: "
     if marker not in reply:
@@ -215,11 +277,11 @@ def _walk_through(citizen: dict[str, str], phones: str, pages: str) -> None:
         raise _Failed("the issued password still leads in")
 
 
-def _text(phones: str, phone: str, text: str) -> str:
+def _text(phones: str, phone: str, short_code: str, text: str) -> str:
     """Text the short code from the virtual phone and wait for the next message that comes."""
     conversation = f"{phones}api/phones/{phone}"
     seen = {message["id"] for message in _get(conversation)["messages"]}
-    status, _ = _post(f"{conversation}/messages", {"to": SHORT_CODE, "text": text})
+    status, _ = _post(f"{conversation}/messages", {"to": short_code, "text": text})
     if status != 202:
         raise _Failed(f"the virtual phone answered {status}")
     end = time.monotonic() + _PATIENCE

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 import psycopg
@@ -29,7 +29,7 @@ class Finding:
     mend: str = ""
 
 
-def examine() -> Iterator[Finding]:
+def examine() -> Generator[Finding, None, None]:
     """Look at configuration, data folder, keys, database and links, in this order."""
     try:
         config = load()
@@ -64,12 +64,12 @@ def _data_folder(config: Config) -> Iterator[Finding]:
 
 def _keys(config: Config) -> Iterator[Finding]:
     keyring = KeyringFile(config.keyring_file)
-    if not config.keyring_file.exists():
-        yield Finding("keys", True, f"{config.keyring_file} will be made at the first start")
-        return
     try:
+        if not config.keyring_file.exists():
+            yield Finding("keys", True, f"{config.keyring_file} will be made at the first start")
+            return
         count = sum(len(keyring.ring(kind).keys) for kind in KINDS)
-    except KeyringError as error:
+    except (KeyringError, OSError) as error:
         yield Finding("keys", False, str(error))
     else:
         yield Finding("keys", True, f"{config.keyring_file}, {count} keys")
@@ -78,7 +78,10 @@ def _keys(config: Config) -> Iterator[Finding]:
 def _database(config: Config) -> Iterator[Finding]:
     kind = "embedded" if config.database_url is None else "CAPLAI_DATABASE_URL"
     try:
-        with processes.database(config) as dsn, psycopg.connect(dsn, connect_timeout=5) as conn:
+        with (
+            processes.database(config) as database,
+            psycopg.connect(database.conninfo, connect_timeout=5) as conn,
+        ):
             major = conn.info.server_version // 10_000
             well = major >= OLDEST_POSTGRESQL
             mend = "" if well else f"caplai needs PostgreSQL {OLDEST_POSTGRESQL} or later."
@@ -86,7 +89,11 @@ def _database(config: Config) -> Iterator[Finding]:
             row = conn.execute("show fsync").fetchone()
             if row is None or row[0] != "on":
                 yield Finding("database", False, "fsync is off: a crash loses messages", "Set fsync = on.")
-            processes.setup_django()
+            try:
+                processes.setup_django()
+            except (KeyringError, OSError):
+                yield Finding("tables", False, "cannot be looked at without keys", "Mend the keys first.")
+                return
             pending = processes.pending_migrations()
             if pending:
                 yield Finding(
@@ -95,9 +102,15 @@ def _database(config: Config) -> Iterator[Finding]:
                 return
             yield Finding("tables", True, "up to date")
             yield _inbox(conn)
-    except (psycopg.OperationalError, LocalPostgresError) as error:
-        mend = "Is the server running, and is the address right?" if config.database_url else ""
-        yield Finding("database", False, str(error).strip().splitlines()[0], mend)
+    except LocalPostgresError as error:
+        says, _, mend = str(error).partition("\n")
+        yield Finding("database", False, says, mend)
+    except Exception as error:
+        reason = processes.trouble(error)
+        if reason is None:
+            raise
+        mend = "Is the server running, is the address right, and may its user do this?"
+        yield Finding("database", False, reason, mend if config.database_url else "")
 
 
 def _inbox(conn: psycopg.Connection) -> Finding:
@@ -121,7 +134,7 @@ def _link(link: Link) -> Finding:
     try:
         with contextlib.closing(socket.create_connection((link.host, link.port), _PATIENCE)):
             return Finding(f"link {link.name}", True, f"{address} answers")
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
+    except (OSError, UnicodeError) as error:  # the latter: no name that DNS could know
+        reason = getattr(error, "strerror", None) or type(error).__name__
         mend = "Is the address right, and does the carrier let this host in?"
         return Finding(f"link {link.name}", False, f"{address}: {reason}", mend)

@@ -4,39 +4,145 @@ import contextlib
 import ctypes
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+import psycopg
+
 from caplai.config import Config
-from caplai.local_postgres import LocalPostgres
+from caplai.local_postgres import LocalPostgres, LocalPostgresError
 
 log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
+# --- being stopped ---------------------------------------------------------------------------------
+
+
+class Stopped(KeyboardInterrupt):
+    """Somebody asked us to stop: Ctrl-C or SIGTERM. `status` is the exit status that shells expect of it.
+
+    It is a KeyboardInterrupt because libraries give way to that: psycopg cancels its query for nothing else,
+    logging and many a retry swallow what is an Exception.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.status = 128 + number
+
+
 @contextlib.contextmanager
-def database(config: Config, *, adopt: bool = False) -> Iterator[str]:
-    """The conninfo of the database, with the embedded server running where none is configured.
+def stoppable() -> Iterator[None]:
+    """SIGINT and SIGTERM raise Stopped inside. A second SIGINT raises it again, so that who is waiting for an
+    orderly end waits no longer; a third is the kernel's and ends us wherever we are. A second SIGTERM changes
+    nothing: supervisors send several.
+    """
+    asked = 0
+
+    def stop(number: int, frame: object) -> None:
+        nonlocal asked
+        if asked and number == signal.SIGTERM:
+            return
+        asked += 1
+        if asked == 2:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        raise Stopped(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def end_with(parent: int) -> None:
+    """Have the kernel send us SIGTERM when our parent process ends, however it ends; end now if it has."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        os._exit(128 + signal.SIGTERM)
+
+
+_prctl = ctypes.CDLL(None).prctl  # looked up here: between fork and exec there is no place for it
+
+
+# --- the database ----------------------------------------------------------------------------------
+
+
+class Database:
+    """The database in use: its `conninfo` (may hold a password), and the embedded server behind it, if any."""
+
+    def __init__(self, conninfo: str, server: LocalPostgres | None = None) -> None:
+        self.conninfo = conninfo
+        self._server = server
+        self._pause = 1.0
+        self._not_before = 0.0
+        self._said = ""
+
+    def tend(self) -> None:
+        """Start the embedded server anew if it was killed. Cheap while it lives; never raises for its trouble,
+        which may pass (a full disk), but says it and tries again later.
+        """
+        if self._server is None or time.monotonic() < self._not_before:
+            return
+        try:
+            if self._server.status().pid is None:
+                log.error("the embedded database has ended; starting it again")
+                self._server.ensure_running()
+                log.info("the embedded database is back")
+            self._pause, self._said = 1.0, ""
+        except LocalPostgresError as error:
+            if str(error) != self._said:
+                log.error("%s", error)
+            self._said = str(error)
+            self._not_before = time.monotonic() + self._pause
+            self._pause = min(self._pause * 2, 30.0)
+
+
+@contextlib.contextmanager
+def database(config: Config, *, adopt: bool = False) -> Iterator[Database]:
+    """The configured database, with the embedded server running where none is configured. Inside, SIGINT and
+    SIGTERM raise Stopped: who may have started a server lives to stop it.
 
     Sets CAPLAI_DATABASE_URL for Django and for child processes. A server that another command started is
-    joined and left running; `adopt` takes over one whose command was killed.
+    joined and left running; `adopt` takes over one whose command was killed. Raises LocalPostgresError.
     """
-    if config.database_url is not None:
-        yield config.database_url.get_secret_value()
-        return
-    server = LocalPostgres(config.data_dir / "postgres", pg_bin=str(config.pg_bin) if config.pg_bin else None)
-    try:
-        dsn = server.ensure_running(adopt=adopt).dsn
-        os.environ["CAPLAI_DATABASE_URL"] = dsn
-        yield dsn
-    finally:
-        server.stop()
+    with stoppable():
+        if config.database_url is not None:
+            yield Database(config.database_url.get_secret_value())
+            return
+        pg_bin = str(config.pg_bin) if config.pg_bin else None
+        server = LocalPostgres(config.data_dir / "postgres", pg_bin=pg_bin)
+        try:
+            dsn = server.ensure_running(adopt=adopt).dsn
+            os.environ["CAPLAI_DATABASE_URL"] = dsn
+            yield Database(dsn, server)
+        finally:
+            server.stop()
+
+
+def trouble(error: BaseException) -> str | None:
+    """Why the database cannot be used, where that is the operator's to mend; None for any other error.
+
+    What the server or libpq put in quotes is left out: of an address that libpq took apart in another way than
+    was meant (a password with @ or / in it) it may be a piece of the password.
+    """
+    from django.db.utils import Error
+
+    cause: BaseException | None = error
+    while isinstance(cause, psycopg.Error | Error):  # Django's own has psycopg's behind it
+        if isinstance(cause, psycopg.OperationalError | psycopg.errors.InsufficientPrivilege):
+            first = str(cause).strip().partition("\n")[0].rstrip(".")
+            return re.sub(r"""(["']).*?\1""", "…", first) or type(cause).__name__
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def setup_django() -> None:
@@ -62,17 +168,25 @@ def migrate() -> None:
     from django.core.management import call_command
     from django.db import connection
 
-    with connection.cursor() as cursor:
-        cursor.execute("select pg_advisory_lock(%s)", [_MIGRATION_LOCK])
-        try:
-            if pending_migrations():
-                call_command("migrate", interactive=False, verbosity=0)
-        finally:
-            cursor.execute("select pg_advisory_unlock(%s)", [_MIGRATION_LOCK])
-    connection.close()
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("select pg_advisory_lock(%s)", [MIGRATION_LOCK])
+        if pending_migrations():
+            call_command("migrate", interactive=False, verbosity=0)
+    finally:
+        connection.close()  # and so the lock is free, whatever state an error has left the connection in
 
 
-_MIGRATION_LOCK = 0x6361706C6169  # "caplai"
+MIGRATION_LOCK = 0x6361706C6169
+"""The advisory lock of whoever makes or changes the tables ("caplai")."""
+
+
+# --- ports and children ----------------------------------------------------------------------------
+
+
+def url(address: str, port: int) -> str:
+    """The address of a web server, as a browser takes it."""
+    return f"http://{f'[{address}]' if ':' in address else address}:{port}/"
 
 
 def free_port(address: str, port: int) -> int:
@@ -84,14 +198,25 @@ def free_port(address: str, port: int) -> int:
         return probe.getsockname()[1]
 
 
-def wait_for_port(address: str, port: int, seconds: float) -> bool:
-    """Whether something listens there within that time."""
+def wait_for_port(
+    address: str, port: int, seconds: float, meanwhile: Callable[[], None] = lambda: None
+) -> bool:
+    """Whether something listens there within that time; `meanwhile` is called at each look."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
+        meanwhile()
         with contextlib.suppress(OSError), socket.create_connection((address, port), 1.0):
             return True
         time.sleep(0.05)  # nothing tells us when another process listens
     return False
+
+
+class ChildFailed(Exception):
+    """A child process did not come up; the text says which. Its own error stands above, on stderr."""
+
+
+_COMING_UP = 20.0
+"""Seconds within which a child that ends with an error status has not come up."""
 
 
 @dataclass
@@ -101,6 +226,8 @@ class _Child:
     environment: Mapping[str, str]
     process: subprocess.Popen[bytes]
     started_at: float
+    status: int | None = None
+    runs: int = 1
     pause: float = 1.0
 
 
@@ -109,81 +236,100 @@ class Children:
     """Child processes of ours: started anew when they end by themselves, ended in the reverse order.
 
     They have sessions of their own, so that Ctrl-C reaches only us and we end them in order; and the kernel
-    ends them when we are killed.
+    ends them when we are killed. Nothing of a child outlives it: what is left of its process group is killed.
     """
 
+    program: tuple[str, ...] = (sys.executable, "-m", "caplai")
     children: list[_Child] = field(default_factory=list)
 
     def start(self, name: str, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
         """Start `caplai NAME ARGUMENTS…` with these variables over our own."""
-        command = [sys.executable, "-m", "caplai", name, *arguments]
+        command = [*self.program, name, *arguments]
         values = {**os.environ, **(environment or {})}
-        process = self._spawn(command, values)
-        self.children.append(_Child(name, command, values, process, time.monotonic()))
+        self.children.append(_Child(name, command, values, _spawn(command, values), time.monotonic()))
 
     def tend(self) -> None:
-        """Start those anew that have ended, each with a pause that grows while it keeps on ending."""
+        """Start those anew that have ended, each with a pause that grows while it keeps on ending.
+
+        Raises ChildFailed for one that ends with an error status (not by a signal) soon after its first start:
+        a wrong configuration or a taken port does not get better by trying again.
+        """
         for child in self.children:
-            code = child.process.poll()
-            if code is None:
+            lived = time.monotonic() - child.started_at
+            if child.status is None:
+                if not _has_ended(child.process):
+                    continue
+                child.status = _bury(child.process)
+                if child.runs == 1 and 0 < child.status < 128 and lived < _COMING_UP:
+                    raise ChildFailed(f"{child.name} did not start; its error stands above.")
+                log.error("%s ended with status %d; starting it again", child.name, child.status)
+                if lived > 60:
+                    child.pause = 1.0
+            if lived < child.pause:
                 continue
-            if time.monotonic() - child.started_at > 60:
-                child.pause = 1.0
-            if time.monotonic() - child.started_at < child.pause:
-                continue
-            log.error("%s ended with status %d; starting it again", child.name, code)
             child.pause = min(child.pause * 2, 30.0)
-            child.process = self._spawn(child.command, child.environment)
-            child.started_at = time.monotonic()
+            child.process = _spawn(child.command, child.environment)
+            child.started_at, child.status, child.runs = time.monotonic(), None, child.runs + 1
+
+    def wait_for_port(self, address: str, port: int, seconds: float) -> None:
+        """Tend them until the newest listens there. Raises ChildFailed."""
+        if not wait_for_port(address, port, seconds, self.tend):
+            name = self.children[-1].name
+            raise ChildFailed(f"{name} did not start: nothing listens on {address}:{port}.")
 
     def stop(self, seconds: float = 15.0) -> None:
-        """End them all, the last first; who does not go within the time is killed."""
-        for child in reversed(self.children):
-            if child.process.poll() is None:
-                child.process.terminate()
-            try:
-                child.process.wait(seconds)
-            except subprocess.TimeoutExpired:
-                log.error("%s did not stop within %.0f s; killing it", child.name, seconds)
-                child.process.kill()
-                child.process.wait()
-        self.children.clear()
-
-    @staticmethod
-    def _spawn(command: list[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-        libc = ctypes.CDLL(None)
-        return subprocess.Popen(
-            command,
-            env=dict(environment),
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-            preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM),
-        )
+        """End them all, the last first. Who does not go within the time is killed, and so are all when
+        Stopped is raised here.
+        """
+        try:
+            for child in reversed(self.children):
+                if child.status is None and not _has_ended(child.process):
+                    child.process.terminate()
+                    _wait(child.process, seconds)
+                    if not _has_ended(child.process):
+                        log.error("%s did not stop within %.0f s; killing it", child.name, seconds)
+        finally:
+            for child in reversed(self.children):
+                if child.status is None:
+                    _bury(child.process)
+            self.children.clear()
 
 
-class Stopped(Exception):
-    """Somebody asked us to stop (Ctrl-C or SIGTERM)."""
+def _spawn(command: list[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    us = os.getpid()
+    return subprocess.Popen(
+        command,
+        env=dict(environment),
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=lambda: end_with(us),
+    )
 
 
-@contextlib.contextmanager
-def stoppable() -> Iterator[None]:
-    """SIGINT and SIGTERM raise Stopped inside; further ones while stopping are ignored."""
-
-    def stop(number: int, frame: object) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise Stopped
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+def _has_ended(process: subprocess.Popen[bytes]) -> bool:
+    """Whether it has ended, without reaping it: until then its number, and its group's, is nobody else's."""
     try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:  # Stopped came between its reaping and our noting it
+        return True
 
 
-def tend_until_stopped(children: Children) -> None:
-    """Keep the children alive until Stopped is raised here."""
+def _wait(process: subprocess.Popen[bytes], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not _has_ended(process) and time.monotonic() < end:
+        time.sleep(0.02)  # a wait with a time limit would reap it
+
+
+def _bury(process: subprocess.Popen[bytes]) -> int:
+    """Kill it and what is left of its group, reap it; returns its status."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    return process.wait()
+
+
+def tend_until_stopped(children: Children, database: Database) -> None:
+    """Keep the children and the embedded database alive until Stopped is raised here."""
     while True:
+        database.tend()
         children.tend()
         time.sleep(0.5)  # Stopped interrupts it

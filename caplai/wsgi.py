@@ -1,8 +1,16 @@
 """What a WSGI server loads."""
 
+import multiprocessing
 import os
 
 from django.core.wsgi import get_wsgi_application
+
+from caplai.processes import end_with
+
+_server = multiprocessing.parent_process()
+if _server is not None and _server.pid is not None:
+    # We are granian's worker, and hold its port: it must not be held by whom nobody tends.
+    end_with(_server.pid)
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "caplai.settings")
 application = get_wsgi_application()

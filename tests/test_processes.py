@@ -1,0 +1,251 @@
+"""Being stopped, and keeping children and the embedded database alive: real signals, real processes."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from caplai.local_postgres import LocalPostgres, LocalPostgresError, Status
+from caplai.processes import ChildFailed, Children, Database, Stopped, free_port, stoppable, trouble
+
+
+def until(condition, seconds=20.0):
+    """What the condition said once it said something; fails if it never does."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.01)
+    raise AssertionError("it did not come to that")
+
+
+def lives(pid):
+    """Whether it runs: a zombie, whoever has to reap it, does not."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+@contextlib.contextmanager
+def in_a_thread(function):
+    """Runs it beside what is inside."""
+    thread = threading.Thread(target=function)
+    thread.start()
+    yield
+    thread.join()
+
+
+# --- being stopped ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_is_no_error_that_somebody_could_swallow(number, status):
+    before = signal.getsignal(number)
+
+    def go_on_whatever_happens():  # as logging does, and many a loop
+        with contextlib.suppress(Exception):
+            signal.raise_signal(number)
+
+    with stoppable(), pytest.raises(Stopped) as stopped:
+        go_on_whatever_happens()
+    assert stopped.value.status == status
+    assert isinstance(stopped.value, KeyboardInterrupt)  # what psycopg gives way to
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_ctrl_c_is_heard_and_a_third_is_the_kernels():
+    with stoppable():
+        with pytest.raises(Stopped):
+            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)  # a supervisor is patient, and must not make us less so
+        with pytest.raises(Stopped):
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+
+
+def test_ctrl_c_cancels_the_query_that_is_waited_for(conn):
+    def press():
+        with psycopg.connect(conn.info.dsn, autocommit=True) as other:
+            sleeping = "select 1 from pg_stat_activity where wait_event = 'PgSleep' and pid = %s"
+            until(lambda: other.execute(sleeping, [conn.info.backend_pid]).fetchone())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with stoppable(), in_a_thread(press), pytest.raises(Stopped):
+        conn.execute("select pg_sleep(60)")
+    assert conn.execute("select 'at once'").fetchone() == ("at once",)
+
+
+# --- children --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def children(tmp_path):
+    """Children whose program is `sh -c`, so that a test says in a line what a child does."""
+    children = Children(program=("/bin/sh", "-c"))
+    yield children
+    children.stop(5)
+
+
+def test_a_child_that_cannot_start_is_a_failure(children):
+    children.start("exit 2")
+    with pytest.raises(ChildFailed, match="did not start"):
+        until(children.tend)
+
+
+def test_a_child_whose_port_never_opens_is_a_failure(children):
+    children.start("sleep 60")
+    with pytest.raises(ChildFailed, match="nothing listens"):
+        children.wait_for_port("127.0.0.1", free_port("127.0.0.1", 0), 0.2)
+
+
+def test_a_child_that_cannot_start_is_not_waited_for(children):
+    children.start("exit 2")
+    with pytest.raises(ChildFailed, match="did not start"):
+        children.wait_for_port("127.0.0.1", free_port("127.0.0.1", 0), 60)
+
+
+@pytest.mark.parametrize("ends", ["kill -9 $$", "exit 0"])
+def test_a_child_that_ends_later_is_started_again(children, tmp_path, ends):
+    children.start(f"echo >>{tmp_path}/runs; {ends}", environment={"TEST": "it"})
+
+    def ran_twice():
+        children.tend()
+        return (tmp_path / "runs").exists() and len((tmp_path / "runs").read_text()) >= 2
+
+    until(ran_twice)
+
+
+def test_nothing_of_a_killed_child_is_left_when_it_starts_again(children, tmp_path):
+    """As a web server's worker, which goes on holding the port."""
+    worker = "trap '' TERM; while :; do sleep 0.1; done"
+    children.start(f"({worker}) & echo $$ $! >>{tmp_path}/pids; wait")
+    pids = tmp_path / "pids"
+    child, worker = map(int, until(lambda: pids.exists() and pids.read_text().split()))
+    os.kill(child, signal.SIGKILL)
+
+    def again():
+        children.tend()
+        return len(pids.read_text().splitlines()) == 2
+
+    until(again)
+    until(lambda: not lives(worker), 1)
+
+
+def test_a_child_that_does_not_go_is_killed_with_all_that_is_its_own(children, tmp_path):
+    deaf = "trap '' TERM; while :; do sleep 0.1; done"
+    children.start(f"({deaf}) & echo $$ $! >{tmp_path}/pids; {deaf}")
+    pids = tmp_path / "pids"
+    pair = [int(pid) for pid in until(lambda: pids.exists() and pids.read_text().split())]
+    children.stop(0.1)
+    until(lambda: not any(map(lives, pair)), 1)
+
+
+def test_who_presses_ctrl_c_again_does_not_wait_for_the_children(children, tmp_path):
+    children.start(
+        f"trap 'echo >{tmp_path}/asked' TERM; echo $$ >{tmp_path}/pid; while :; do sleep 0.1; done"
+    )
+    pid = int(until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text()))
+
+    def press():
+        until((tmp_path / "asked").exists)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with stoppable(), in_a_thread(press), pytest.raises(Stopped):
+        children.stop(60)
+    assert not lives(pid)
+
+
+def test_children_end_with_us_however_we_end(tmp_path):
+    us = f"""
+import time
+from caplai.processes import Children
+Children(program=("/bin/sh", "-c")).start("echo $$ >{tmp_path}/pid; exec sleep 60")
+time.sleep(60)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", us])
+    try:
+        pid = int(until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text()))
+    finally:
+        parent.kill()
+        parent.wait()
+    until(lambda: not lives(pid), 5)
+
+
+# --- the database ----------------------------------------------------------------------------------
+
+
+def test_a_killed_embedded_server_is_started_again(tmp_path):
+    server = LocalPostgres(tmp_path / "postgres", pg_bin=os.environ.get("CAPLAI_PG_BIN"), fast=True)
+    first = server.ensure_running()
+    try:
+        database = Database(first.dsn, server)
+        database.tend()
+        assert server.status().pid == first.pid
+        os.kill(first.pid, signal.SIGKILL)
+        until(lambda: server.status().pid is None)
+        database.tend()
+        with psycopg.connect(database.conninfo) as conn:
+            assert conn.execute("select 1").fetchone() == (1,)
+    finally:
+        server.stop()
+
+
+def test_a_server_that_cannot_start_now_is_tried_again_later_and_said_once(caplog, monkeypatch):
+    class OnAFullDisk:
+        room = False
+        running = None
+
+        def status(self):
+            return Status(version=18, pid=self.running, ready=True, log=Path("postgres.log"))
+
+        def ensure_running(self):
+            if not self.room:
+                raise LocalPostgresError("The disk is full.")
+            self.running = 4711
+
+    server, now = OnAFullDisk(), time.monotonic()
+    database = Database("", server)
+    caplog.set_level("ERROR")
+    for second in range(300):
+        server.room = second >= 200
+        monkeypatch.setattr("caplai.processes.time.monotonic", lambda then=now + second: then)
+        database.tend()
+    assert server.running
+    assert [record.message for record in caplog.records].count("The disk is full.") == 1
+
+
+@pytest.mark.parametrize(
+    "conninfo",
+    [
+        "postgresql://caplai:sekret@127.0.0.1:{closed}/db",
+        "postgresql://caplai:a@sekret@127.0.0.1/db",
+        "postgresql://caplai:se@kret/sekret@127.0.0.1/db",
+        "postgresql://sekret/a@127.0.0.1/db",
+        "host=/sekret dbname=db",
+        "host=127.0.0.1 port=sekret",
+    ],
+)
+def test_what_is_told_of_the_database_s_trouble_holds_no_piece_of_its_address(conninfo):
+    with pytest.raises(psycopg.OperationalError) as error:
+        psycopg.connect(conninfo.format(closed=free_port("127.0.0.1", 0)), connect_timeout=2)
+    said = trouble(error.value)
+    assert said
+    assert "sekret" not in said and "kret" not in said
+
+
+def test_only_what_an_operator_can_mend_is_told_as_trouble(conn):
+    with pytest.raises(psycopg.Error) as error:
+        conn.execute("select 1 / 0")
+    assert trouble(error.value) is None
+    assert trouble(ValueError("no database")) is None
+    conn.execute("set role pg_read_all_stats")
+    with pytest.raises(psycopg.Error) as error:
+        conn.execute("create table mine ()")
+    assert trouble(error.value) == "permission denied for schema public"
