@@ -412,6 +412,27 @@ def doctor() -> None:
     sys.exit(1 if sick else 0)
 
 
+@main.command()
+@click.option(
+    "--retry", is_flag=True, help="Let them be decided after all, for instance by a mended version."
+)
+def parked(retry: bool) -> None:
+    """List the messages that caplai's own code failed on, which were set aside so that others go on.
+
+    Each has got no answer yet. The engine's log says where the code failed.
+    """
+    with _ready(_config()):
+        from caplai.store.db import connect
+        from caplai.store.queues import list_parked, unpark
+
+        with connect() as conn:
+            if retry:
+                click.echo(f"{unpark(conn)} messages will be decided again.")
+                return
+            for message, received_at, error in list_parked(conn):
+                click.echo(f"{message:>12}  {received_at:%F %T %Z}  {error}")
+
+
 @main.group()
 def keys() -> None:
     """The keyring: what issued passwords are derived from, and what protects the chosen ones."""

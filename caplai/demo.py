@@ -69,7 +69,9 @@ def _environment(config: Config, smpp_port: int) -> dict[str, str]:
     port = _free(config.address, config.port)
     if port is None and "CAPLAI_PORT" in os.environ:
         raise Refused(f"Port {config.port} is in use. Choose another with CAPLAI_PORT.")
-    port = port or processes.free_port(config.address, 0)
+    port = port or _free(config.address, 0)
+    if port is None:
+        raise Refused(f"Cannot listen on {config.address}. Choose another with CAPLAI_ADDRESS.")
     service = Service(mt_link="demo")
     link = {
         "name": service.mt_link,

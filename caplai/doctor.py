@@ -40,6 +40,7 @@ def examine() -> Generator[Finding, None, None]:
     file = os.environ.get("CAPLAI_CONFIG", "caplai.toml")
     yield Finding("configuration", True, file if os.path.exists(file) else "no file, so the defaults hold")
     yield from _data_folder(config)
+    yield from _site(config)
     yield from _keys(config)
     yield from _database(config)
     if not config.links:
@@ -60,6 +61,20 @@ def _data_folder(config: Config) -> Iterator[Finding]:
     well = os.access(config.data_dir, os.W_OK) and gigabytes > 1
     mend = "" if well else "It must be writable and have a gigabyte free."
     yield Finding("data folder", well, f"{config.data_dir}, {gigabytes:.0f} GB free", mend)
+
+
+def _site(config: Config) -> Iterator[Finding]:
+    if config.public_url is None:
+        return
+    if config.public_url.startswith("https://") and not config.trusted_proxies:
+        yield Finding(
+            "site",
+            False,
+            f"{config.public_url} is https, yet no proxy is trusted: every page would redirect to itself",
+            "Name the network of the proxy that ends TLS in trusted_proxies.",
+        )
+    else:
+        yield Finding("site", True, config.public_url)
 
 
 def _keys(config: Config) -> Iterator[Finding]:
@@ -124,7 +139,9 @@ def _inbox(conn: psycopg.Connection) -> Finding:
     well = age < 60 and not parked
     says = f"{waiting} messages wait, the oldest {age:.0f} s; {parked} are parked"
     mend = (
-        "" if well else "Is an engine running? A parked message met an error of ours: see the engine's log."
+        ""
+        if well
+        else "Is an engine running? See its log; caplai parked lists messages that met an error of ours."
     )
     return Finding("inbox", well, says, mend)
 

@@ -217,6 +217,14 @@ def test_a_folder_that_is_a_file_is_a_sentence(caplai, monkeypatch, tmp_path):
     assert f"Error: {tmp_path}/file" in done.stderr
 
 
+def test_an_address_that_is_not_ours_is_a_sentence(caplai, monkeypatch):
+    monkeypatch.setenv("CAPLAI_ADDRESS", "192.0.2.1")  # TEST-NET-1 (RFC 5737)
+    for command, status in {"demo": 2, "up": 1, "web": 1}.items():
+        done = caplai(command)
+        assert done.exit_code == status
+        assert "Cannot listen on 192.0.2.1" in done.stderr
+
+
 # --- real processes --------------------------------------------------------------------------------
 
 

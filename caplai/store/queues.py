@@ -247,6 +247,13 @@ def claim_inbox(conn: psycopg.Connection, count: int, after: int = 0) -> list[Wa
         ).fetchall()
 
 
+def list_parked(conn: psycopg.Connection) -> list[tuple[int, datetime, str]]:
+    """Id, time of arrival and error of each parked message, the oldest first."""
+    return conn.execute(
+        "select id, received_at, error from inbox where outcome is null and error is not null order by id"
+    ).fetchall()
+
+
 def unpark(conn: psycopg.Connection) -> int:
     """Let parked messages be decided after all; returns how many there were."""
     parked = conn.execute(

@@ -13,6 +13,7 @@ from django.conf import settings
 
 from caplai.service import locks
 from caplai.smpp.pdu import Status
+from caplai.store import queues
 from tests.channels.carrier import Carrier
 from tests.channels.test_esme import TEXT, engine, outcomes
 
@@ -291,5 +292,8 @@ def test_a_message_that_our_own_code_fails_on_is_set_aside_and_the_others_go_on(
             )
         finally:
             conn.execute("alter table reissue_case drop constraint bad_luck")
+        assert [error for _, _, error in queues.list_parked(conn)] == ["CheckViolation"]
+        assert queues.unpark(conn) == 1
+        await carrier.replies(2)
 
     scenario(play)
