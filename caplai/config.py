@@ -142,6 +142,11 @@ class SigninSettings(Section):
     site_failures: int = Field(
         20_000, ge=1, description="Failed sign-ins of the whole site within an hour that raise the alarm."
     )
+    site_failures_minute: int = Field(
+        3000,
+        ge=1,
+        description="Failed sign-ins of the whole site within a minute; beyond, only known devices.",
+    )
     session_age: timedelta = Field(timedelta(hours=12), description="How long a sign-in lasts.")
 
 

@@ -38,6 +38,7 @@ ALARM = "guess_alarm"
 """The switch that makes new cases long (reissue.py), until its time."""
 _ALARM_LASTS = timedelta(hours=1)
 _SITE_WINDOW = timedelta(hours=1)
+_SITE_MINUTE = timedelta(minutes=1)
 _DEVICES = 10
 """Known devices of a login: each has guesses of its own, so there must not be any number of them."""
 
@@ -77,6 +78,9 @@ class Rules:
     network_failures: int
     network_window: timedelta
     site_failures: int
+    """In an hour: they raise the alarm."""
+    site_failures_minute: int
+    """Within a minute: beyond them only known devices are looked at."""
     issuing: Keyring
     peppers: Keyring
 
@@ -109,6 +113,8 @@ class _Facts:
     device: int | None
     guesses: int
     """Wrong ones that count: of this device if it is known, else of all unknown devices together."""
+    site: int
+    """Failures of the whole site within the last minute, counted up to the limit."""
     failures: Sequence[datetime]
     """The network's latest in its window, newest first."""
 
@@ -123,6 +129,7 @@ select t.now, a.code, coalesce(a.state = 'approved', false), l.id, l.password, c
        c.id, c.key, c.version, c.length, c.alphabet, d.id,
        (select count(*) from guess g where g.account = a.code and not g.cleared
            and g.at > t.now - %(guess_window)s and g.device is not distinct from d.id),
+       (select count(*) from (select from guess g where g.at > t.now - %(minute)s limit %(site)s) x),
        array(select g.at from guess g where g.network = %(network)s and g.at > t.now - %(network_window)s
            order by g.at desc limit %(network_failures)s)
 from (select clock_timestamp() as now) t
@@ -268,6 +275,8 @@ def _gather(username: str, device: str | None, network: str, rules: Rules) -> _F
         "guess_window": rules.guess_window,
         "network_window": rules.network_window,
         "network_failures": rules.network_failures,
+        "minute": _SITE_MINUTE,
+        "site": rules.site_failures_minute,
     }
     with connection.cursor() as cursor:
         cursor.execute(_GATHER, values)
@@ -278,6 +287,8 @@ def _throttled_until(facts: _Facts, rules: Rules) -> datetime | None:
     # A citizen's known device does not pay for its network's strangers; its own guesses bound it.
     if facts.code is not None and facts.device is not None and facts.guesses < rules.guesses:
         return None
+    if facts.site >= rules.site_failures_minute:
+        return facts.now + _SITE_MINUTE
     limit = rules.network_failures
     return facts.failures[limit - 1] + rules.network_window if len(facts.failures) >= limit else None
 

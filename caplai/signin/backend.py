@@ -30,6 +30,7 @@ def rules() -> Rules:
         network_failures=signin.network_failures,
         network_window=signin.network_window,
         site_failures=signin.site_failures,
+        site_failures_minute=signin.site_failures_minute,
         issuing=settings.KEYRING.ring("issuing"),
         peppers=settings.KEYRING.ring("pepper"),
     )

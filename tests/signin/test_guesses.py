@@ -394,6 +394,21 @@ def test_network_with_too_many_failures_waits(app, citizen, login, rules_with):
     assert App().sign_in(citizen.code, CHOSEN).status_code == 200
 
 
+def test_site_with_too_many_failures_looks_at_known_devices_only(app, citizen, login, rules_with):
+    known = Client()
+    assert sign_in(known, citizen.code, CHOSEN).status_code == 302
+    rules_with(site_failures_minute=3)
+    for n in range(3):
+        Guess.objects.create(network=f"198.51.100.{n}")
+    answer = app.sign_in(citizen.code, CHOSEN)
+    assert answer.status_code == 429
+    assert 50 <= int(answer["Retry-After"]) <= 61
+    known.post("/logout/")
+    assert sign_in(known, citizen.code, CHOSEN).status_code == 302
+    Guess.objects.update(at=timezone.now() - timedelta(seconds=61))
+    assert App().sign_in(citizen.code, CHOSEN).status_code == 200
+
+
 def test_parallel_failures_of_one_network_stay_within_its_limit(transactional_db):
     rules = dataclasses.replace(configured(), network_failures=3)
     start = threading.Barrier(8)
