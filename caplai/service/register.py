@@ -186,6 +186,18 @@ where code = any(%(codes)s) and c.account = code and c.ended_at is null
 and (a.state <> s.state or %(update_phones)s and a.phone <> s.phone)
 """
 
+# An account that is closed must not find its sessions alive when it is approved again; nor does whoever had the
+# old phone's devices keep them. The stamp ends the sessions.
+_END_SIGN_INS = """
+with changed as (
+    select code from staged s join account a using (code) where code = any(%(codes)s)
+    and (a.state = 'approved' and s.state <> 'approved' or %(update_phones)s and a.phone <> s.phone)
+), forgotten as (
+    delete from device using login l, changed where device.login_id = l.id and l.account_id = changed.code
+)
+update login set stamp = replace(gen_random_uuid()::text, '-', '') from changed where account_id = changed.code
+"""
+
 _CHANGE = f"""
 update account a set email = s.email, state = s.state,
     phone = case when %(update_phones)s then s.phone else a.phone end
@@ -232,6 +244,7 @@ def _change(conn: psycopg.Connection, codes: Sequence[str], update_phones: bool)
         # Whoever decides about these accounts right now finishes first, and sees the change afterwards.
         locks.take(conn, (locks.account_key(code) for code in codes))
         conn.execute(_END_CASES, parameters, prepare=False)
+        conn.execute(_END_SIGN_INS, parameters, prepare=False)
         return conn.execute(_CHANGE, parameters, prepare=False).rowcount
 
 

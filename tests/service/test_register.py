@@ -497,3 +497,28 @@ def test_ctrl_c_says_what_is_stored(command, tmp_path, monkeypatch):
     assert "same command again" in done.stderr
     monkeypatch.undo()
     assert Account.objects.filter(state="closed").count() == 2
+
+
+def test_an_account_that_is_closed_or_changes_its_phone_loses_its_sign_ins(conn):
+    rows = ["code,phone,email,state", "0123456789,0327000686,,approved", "0000000042,0327000687,,approved"]
+    import_accounts(conn, rows)
+    conn.execute(
+        "insert into login (username, account_id, password, is_active, is_staff, is_superuser, stamp)"
+        " select code, code, '!', true, false, false, 'before' from account"
+    )
+    conn.execute("insert into device (login_id, token_hash) select id, username::bytea from login")
+
+    def left():
+        return conn.execute(
+            "select l.username, l.stamp = 'before', count(d.id) from login l left join device d on d.login_id = l.id"
+            " group by 1, 2 order by 1"
+        ).fetchall()
+
+    import_accounts(
+        conn, [rows[0], "0123456789,0327000686,new@example.vn,approved", "0000000042,0327999999,,approved"]
+    )
+    assert left() == [("0000000042", True, 1), ("0123456789", True, 1)]
+    import_accounts(conn, [rows[0], "0123456789,0327000686,,closed"])
+    assert left() == [("0000000042", True, 1), ("0123456789", False, 0)]
+    import_accounts(conn, [rows[0], "0000000042,0327999999,,approved"], update_phones=True)
+    assert left() == [("0000000042", False, 0), ("0123456789", False, 0)]
