@@ -40,6 +40,8 @@ def run(config: Config, *, script: bool) -> int:
     click.echo("caplai demo: starting (the first time takes some seconds more)")
     smpp_port = processes.free_port("127.0.0.1", 0)
     own = _environment(config, smpp_port)
+    # The virtual phones have a port to remember, unless nobody will look at them or any port was asked for.
+    phones_port = 0 if script or config.port == 0 else PHONES_PORT
     Path(own["CAPLAI_DATA_DIR"]).mkdir(parents=True, exist_ok=True)
     os.environ.update(own)
     config = load()
@@ -48,7 +50,7 @@ def run(config: Config, *, script: bool) -> int:
         with processes.database(config, adopt=True) as database:
             try:
                 citizens = _prepare(config)
-                phones = _start_simulator(children, config, smpp_port, citizens)
+                phones = _start_simulator(children, config, smpp_port, phones_port, citizens)
                 pages = _start_service(children, config)
                 if script:
                     return _script(config, citizens, phones, pages)
@@ -189,11 +191,15 @@ def sample_citizens(count: int) -> list[dict[str, str]]:
 
 
 def _start_simulator(
-    children: processes.Children, config: Config, smpp_port: int, citizens: list[dict[str, str]]
+    children: processes.Children,
+    config: Config,
+    smpp_port: int,
+    phones_port: int,
+    citizens: list[dict[str, str]],
 ) -> str:
     file = config.data_dir / "citizens.json"
     file.write_text(json.dumps(citizens, ensure_ascii=False), "utf-8")
-    http_port = _free("127.0.0.1", PHONES_PORT) or processes.free_port("127.0.0.1", 0)
+    http_port = _free("127.0.0.1", phones_port) or processes.free_port("127.0.0.1", 0)
     ports = ("--smpp-port", str(smpp_port), "--http-port", str(http_port))
     service = ("--short-code", config.service.short_codes[0], "--citizens", str(file))
     children.start("simulator", *ports, *service, "--quiet")
