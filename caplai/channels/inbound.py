@@ -1,0 +1,243 @@
+"""From phones: what a carrier delivers is stored in batches, then answered; never with an OK before."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+import psycopg
+
+from caplai.channels.connection import Connection
+from caplai.channels.links import Link
+from caplai.smpp import receipt, text
+from caplai.smpp.pdu import ShortMessage, Status, Tag, find_tlv
+from caplai.store import queues
+from caplai.store.db import DatabaseThreads, is_at_fault_itself
+from caplai.store.queues import Arrival, Suspect
+
+log = logging.getLogger(__name__)
+
+GATHER = 0.004
+"""Seconds that a delivery waits for its neighbours, so that they share one commit."""
+BATCH = 500
+PATIENCE = 3.5
+"""Seconds until a delivery that could not be stored is answered "try again": a real SMSC waits about five."""
+SUSPICION = 65.0
+"""Seconds after a bind in which a delivery may be one that an earlier connection did not acknowledge:
+the 60 of service.md and a margin for the carrier's clock."""
+SEGMENT_PATIENCE = timedelta(seconds=60)
+"""How long the parts of a long message wait for each other."""
+
+_Twin = tuple[str, str, bytes]
+_Arrived = tuple[Connection, ShortMessage, float]
+
+
+def _twin(pdu: ShortMessage) -> _Twin:
+    """What makes two deliveries of one link the same message: addresses and body (service.md)."""
+    # Parts by SAR may have equal bodies; their number tells them apart.
+    number = find_tlv(pdu.tlvs, Tag.SAR_SEGMENT_SEQNUM) if pdu.tlvs else None
+    return pdu.source, pdu.destination, pdu.payload + (number or b"")
+
+
+def _part(pdu: ShortMessage) -> tuple[text.Part | None, bytes]:
+    """Which part of a long message this is, by UDH or by SAR parameters (SMPP 3.4, 5.3.2.22 to 24), and its body."""
+    if pdu.esm_class & text.UDH_INDICATOR:
+        return text.parse_udh(pdu.payload)
+    numbers = [find_tlv(pdu.tlvs, tag) for tag in _SAR] if pdu.tlvs else []
+    if numbers and all(numbers):
+        reference, total, number = (int.from_bytes(value or b"", "big") for value in numbers)
+        if 1 <= number <= total <= 255 and reference <= 0xFFFF:
+            return text.Part(reference, total, number), pdu.payload
+    return None, pdu.payload
+
+
+_SAR = (Tag.SAR_MSG_REF_NUM, Tag.SAR_TOTAL_SEGMENTS, Tag.SAR_SEGMENT_SEQNUM)
+
+
+class Inbound:
+    """The deliveries of one link. `on_stored` is called when there is something to decide; `store_is(well)` each
+    time the store has answered or failed.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        database: DatabaseThreads,
+        on_stored: Callable[[], None],
+        store_is: Callable[[bool], None],
+    ) -> None:
+        self._link = link
+        self._database = database
+        self._on_stored = on_stored
+        self._store_is = store_is
+        self._arrived: list[_Arrived] = []
+        self._arrival = asyncio.Event()
+        self._storing: list[_Arrived] = []
+        self._refused: set[int] = set()
+        """Those of the batch under way (by id()) that were answered "try again" because it took too long."""
+        # Deliveries that wait for their answer, and those that were answered "try again" although they are
+        # stored, or may be: they will come again.
+        self._unanswered: dict[_Twin, list[tuple[Connection, ShortMessage]]] = {}
+        self._doubtful: dict[_Twin, float] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether a delivery waits for its answer."""
+        return bool(self._unanswered)
+
+    def wake(self) -> None:
+        """A connection can store now (it has got its row)."""
+        self._arrival.set()
+
+    def arrive(self, connection: Connection, pdu: ShortMessage) -> None:
+        twin = _twin(pdu)
+        waiting = self._unanswered.get(twin)
+        if waiting is not None:
+            waiting.append((connection, pdu))  # the carrier asks again before we answered: the same message
+        else:
+            self._unanswered[twin] = [(connection, pdu)]
+            self._arrived.append((connection, pdu, time.monotonic()))
+            self._arrival.set()
+
+    async def store_arrivals(self) -> None:
+        """Store what arrives, one batch after the other.
+
+        The next batch waits until the one before has ended in the store, answered or not: so whoever is
+        delivered again after a late commit finds its twin there.
+        """
+        while True:
+            await self._arrival.wait()
+            await asyncio.sleep(GATHER)
+            ready = [item for item in self._arrived if item[0].store_session is not None]
+            if not ready:
+                self._arrival.clear()  # wake() sets it again
+                continue
+            batch = ready[:BATCH]
+            taken = {id(item[1]) for item in batch}
+            self._arrived = [item for item in self._arrived if id(item[1]) not in taken]
+            if not self._arrived:
+                self._arrival.clear()
+            self._storing = batch
+            try:
+                for connection in {item[0] for item in batch}:
+                    await self._store(connection, [item for item in batch if item[0] is connection])
+            finally:
+                self._storing = []
+                self._refused.clear()
+            self._on_stored()
+
+    async def refuse_the_late(self) -> None:
+        """What is not stored in time is answered "try again", so that the carrier keeps it."""
+        while True:
+            await asyncio.sleep(0.1)
+            late = time.monotonic() - PATIENCE
+            for _, pdu, arrived in self._storing:
+                if arrived < late and id(pdu) not in self._refused:
+                    self._refused.add(id(pdu))
+                    self._answer(pdu, Status.ESME_RSYSERR)
+            waiting = [item for item in self._arrived if item[2] < late]
+            if waiting:
+                gone = {id(item[1]) for item in waiting}
+                self._arrived = [item for item in self._arrived if id(item[1]) not in gone]
+                for _, pdu, _ in waiting:
+                    self._answer(pdu, Status.ESME_RSYSERR)
+
+    async def _store(self, connection: Connection, items: list[_Arrived]) -> None:
+        """Commit deliveries of one connection, then answer them."""
+        try:
+            await self._commit(connection, [pdu for _, pdu, _ in items])
+        except Exception as error:
+            if not is_at_fault_itself(error):
+                self._store_failed(items, error)
+            elif len(items) > 1:
+                # Our own code fails on one of them: only that one is refused, for good.
+                for item in items:
+                    await self._store(connection, [item])
+            else:
+                log.exception("link %s: %r cannot be stored", self._link.name, items[0][1])
+                self._answer(items[0][1], Status.ESME_RX_P_APPN)
+        else:
+            self._store_is(True)
+            for _, pdu, _ in items:
+                if id(pdu) in self._refused:
+                    self._doubt(pdu)  # it is stored, yet was answered "try again" meanwhile
+                else:
+                    self._answer(pdu, Status.ESME_ROK)
+
+    def _store_failed(self, items: list[_Arrived], error: Exception) -> None:
+        self._store_is(False)
+        for _, pdu, _ in items:
+            if id(pdu) not in self._refused:
+                self._answer(pdu, Status.ESME_RSYSERR)
+            if not (isinstance(error, psycopg.Error) and error.sqlstate):
+                self._doubt(pdu)  # the server said nothing: it may have committed all the same
+
+    async def _commit(self, connection: Connection, pdus: list[ShortMessage]) -> None:
+        receipts = [self._receipt(pdu) for pdu in pdus if receipt.is_receipt(pdu)]
+        if receipts:
+            await self._database.run(queues.accept_receipts, self._link.name, receipts)
+        arrivals = [self._to_store(connection, pdu) for pdu in pdus if not receipt.is_receipt(pdu)]
+        if arrivals:
+            stored_at = await self._database.run(
+                queues.accept, self._link.name, connection.store_session, arrivals, self._join
+            )
+            connection.acknowledged.append((time.monotonic(), stored_at))
+
+    def _doubt(self, pdu: ShortMessage) -> None:
+        """This message may come again although it is stored."""
+        self._doubtful[_twin(pdu)] = time.monotonic() + queues.REDELIVERY.total_seconds()
+
+    def _answer(self, pdu: ShortMessage, status: int) -> None:
+        """Answer a delivery, and whatever else the carrier asked of the same message meanwhile."""
+        for connection, asked in self._unanswered.pop(_twin(pdu), ()):
+            connection.session.respond(asked, status, now=time.monotonic())
+            connection.flush_soon()
+
+    def _to_store(self, connection: Connection, pdu: ShortMessage) -> Arrival:
+        now = time.monotonic()
+        suspect = Suspect.NO
+        if self._doubtful.get(_twin(pdu), 0.0) > now:
+            suspect = Suspect.ANY
+        elif connection.bound_at is not None and now - connection.bound_at < SUSPICION:
+            suspect = Suspect.UNCONFIRMED
+        arrival = Arrival(
+            pdu.source,
+            pdu.source_ton,
+            pdu.source_npi,
+            pdu.destination,
+            pdu.data_coding,
+            None,
+            suspect=suspect,
+        )
+        part, body = _part(pdu)
+        if part is None:
+            arrival.text = self._decode(pdu.data_coding, body)
+        else:
+            arrival.reference, arrival.total, arrival.number = part.reference, part.total, part.number
+            arrival.payload = body
+        return arrival
+
+    def _decode(self, coding: int, payload: bytes) -> str:
+        # PostgreSQL cannot hold the character NUL.
+        return text.decode(coding, payload, default=self._link.default_alphabet).text.replace("\0", "\ufffd")
+
+    def _join(self, coding: int, parts: dict[int, bytes], total: int) -> str:
+        """The text of a long message. A part that never came leaves a mark, so that no digits run together."""
+        if len(parts) == total:
+            return self._decode(coding, text.assemble(parts))
+        return " … ".join(self._decode(coding, parts[number]) for number in sorted(parts)) + " …"
+
+    def _receipt(self, pdu: ShortMessage) -> dict[str, object]:
+        found = receipt.parse(self._decode(pdu.data_coding, pdu.payload), pdu.tlvs)
+        ids = receipt.id_candidates(found.message_id) if found.message_id else []
+        return {"message_ids": ids, "state": found.state, "error": found.error}
+
+    async def tidy(self) -> None:
+        """Forget doubts whose time is over, and join what waited too long for its other parts."""
+        now = time.monotonic()
+        self._doubtful = {twin: until for twin, until in self._doubtful.items() if until > now}
+        try:
+            await self._database.run(queues.sweep_segments, self._link.name, self._join, SEGMENT_PATIENCE)
+        except psycopg.Error:
+            self._store_is(False)
