@@ -323,7 +323,8 @@ class LocalPostgres:
 
     def _connects(self) -> bool:
         try:
-            with psycopg.connect(self._dsn("postgres"), autocommit=True) as connection:
+            # Closed and not left as a context: interrupted, that would try to roll back, fail, and log it.
+            with contextlib.closing(psycopg.connect(self._dsn("postgres"), autocommit=True)) as connection:
                 there = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE])
                 if there.fetchone() is None:
                     connection.execute(f"CREATE DATABASE {DATABASE}")
