@@ -269,12 +269,11 @@ def _gather(conn: psycopg.Connection, requests: Sequence[Request], rules: Rules)
         ).fetchall():
             ledger.account_cases.setdefault(account, []).append(opened_at)
             if ended_at is None:
-                living, spent = (
-                    OpenCase(expires_at, texts),
-                    account in ledger.guessed and guessable(length, alphabet),
+                case = _Case(
+                    id_, account, phone, opened_at, OpenCase(expires_at, texts), Form(length, alphabet)
                 )
-                form = Form(length, alphabet)
-                ledger.cases[account] = _Case(id_, account, phone, opened_at, living, form, spent=spent)
+                case.spent = account in ledger.guessed and guessable(length, alphabet)
+                ledger.cases[account] = case
     if codes and phones:
         for phone, opened_at in conn.execute(
             "select phone, opened_at from reissue_case where phone = any(%s::text[]) and opened_at > %s"
