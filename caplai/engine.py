@@ -6,7 +6,6 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import Callable
 
 import psycopg
 
@@ -81,7 +80,7 @@ class Engine:
             for link in config.links
         ]
 
-    async def run(self, ready: Callable[[], None] | None = None) -> None:
+    async def run(self) -> None:
         """Run until SIGTERM or SIGINT; then finish what is in the windows and unbind.
 
         Raises what one of its tasks failed with: an engine must not go on half alive, and whoever started it
@@ -90,8 +89,6 @@ class Engine:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._end.set)
         await self.start()
-        if ready:
-            ready()
         await self._end.wait()
         log.info("engine: stopping")
         await self.stop()

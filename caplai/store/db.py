@@ -33,15 +33,6 @@ def django_database(conninfo: str) -> dict[str, object]:
     }
 
 
-def conninfo() -> str:
-    """The libpq conninfo of Django's database (in tests: of the test database). Holds its password."""
-    settings = connections["default"].settings_dict
-    names = {"NAME": "dbname", "USER": "user", "PASSWORD": "password", "HOST": "host", "PORT": "port"}
-    parts = {theirs: settings[ours] for ours, theirs in names.items() if settings.get(ours)}
-    options = {key: str(value) for key, value in settings["OPTIONS"].items() if isinstance(value, str | int)}
-    return make_conninfo(**parts, **options)
-
-
 # A host that vanishes without a word must not hold a thread for the quarter of an hour that TCP would wait.
 _NETWORK = {
     "tcp_user_timeout": "5000",
@@ -52,10 +43,20 @@ _NETWORK = {
 }
 
 
+def conninfo() -> str:
+    """The libpq conninfo of Django's database (in tests: of the test database), with what makes a connection
+    notice a host that vanished. Holds its password.
+    """
+    settings = connections["default"].settings_dict
+    names = {"NAME": "dbname", "USER": "user", "PASSWORD": "password", "HOST": "host", "PORT": "port"}
+    parts = {theirs: settings[ours] for ours, theirs in names.items() if settings.get(ours)}
+    options = {key: str(value) for key, value in settings["OPTIONS"].items() if isinstance(value, str | int)}
+    return make_conninfo(**{**_NETWORK, **parts, **options})
+
+
 def connect(*, connect_timeout: int = 10, statement_timeout: float | None = None) -> psycopg.Connection:
     """A psycopg connection in autocommit; transactions are opened where they are meant. Times in seconds."""
     parts: dict[str, Any] = {
-        **_NETWORK,
         **conninfo_to_dict(conninfo()),
         "connect_timeout": str(connect_timeout),
     }
@@ -75,13 +76,13 @@ def named_lock(kind: int, name: str) -> int:
 
 
 def is_at_fault_itself(error: Exception) -> bool:
-    """Whether the data makes our code fail, rather than the state that database or keyring are in.
+    """Whether the data makes our code fail, rather than the state that database, keyring or host are in.
 
     Only then is it right to set the data aside for good: everything else heals, and the data waits.
     """
     if isinstance(error, psycopg.Error):
         return isinstance(error, psycopg.DataError | psycopg.IntegrityError)
-    return not isinstance(error, KeyringError)
+    return not isinstance(error, KeyringError | OSError | MemoryError)
 
 
 class DatabaseThreads:

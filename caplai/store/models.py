@@ -59,17 +59,6 @@ class Account(models.Model):
         ]
 
 
-class LoginManager(BaseUserManager):
-    def create_superuser(self, username: str, password: str | None = None, **fields):
-        login = self.model(username=username, is_staff=True, is_superuser=True, **fields)
-        login.set_password(password)
-        login.save(using=self._db)
-        return login
-
-    def get_by_natural_key(self, username: str):
-        return self.get(username=username)
-
-
 def new_stamp() -> str:
     return secrets.token_hex(8)
 
@@ -85,7 +74,7 @@ class Login(AbstractBaseUser, PermissionsMixin):
     created_at = models.DateTimeField(db_default=Now())
 
     USERNAME_FIELD = "username"
-    objects = LoginManager()
+    objects = BaseUserManager()
 
     class Meta:
         db_table = "login"

@@ -179,7 +179,7 @@ def accept(
     with conn.transaction():
         # An engine that died may have left a commit under way: whoever looks for a twin waits for it.
         how = "pg_advisory_xact_lock" if any(a.suspect for a in arrivals) else "pg_advisory_xact_lock_shared"
-        conn.execute(f"select {how}(%s)", [named_lock(_ACCEPT, link)])
+        row = conn.execute(f"select now(), {how}(%s)", [named_lock(_ACCEPT, link)]).fetchone()
         whole = [arrival for arrival in arrivals if arrival.text is not None]
         parts = [arrival for arrival in arrivals if arrival.text is None]
         if parts:
@@ -189,7 +189,6 @@ def accept(
         if whole:
             conn.execute(_INSERT_INBOX, _columns(link, session, whole, _TEXT_COLUMNS))
         conn.execute(f"notify {INBOX_CHANNEL}")
-        row = conn.execute("select now()").fetchone()
     assert row is not None
     return row[0]
 
