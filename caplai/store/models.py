@@ -147,6 +147,7 @@ class Case(models.Model):
         EXPIRED = "expired"
         GUESSED_OUT = "guessed_out"
         ACCOUNT_CHANGED = "account_changed"
+        RESTORED = "restored", "the database came back from a backup"
 
     pk = models.CompositePrimaryKey("account", "id")
     account = Text(help_text="The account's code.")
@@ -205,6 +206,7 @@ class Inbox(models.Model):
     id = models.BigAutoField(primary_key=True)
     received_at = models.DateTimeField(db_default=Now())
     link = Text()
+    request_id = Text(null=True, help_text="An aggregator's id of it: the same id again is the same message.")
     session = models.BigIntegerField(null=True)
     source = Text(help_text="As the carrier gave it.")
     source_ton = models.SmallIntegerField(db_default=1)
@@ -224,6 +226,13 @@ class Inbox(models.Model):
                 fields=["id"], name="inbox_waiting", condition=Q(outcome__isnull=True, error__isnull=True)
             ),
             models.Index(fields=["source", "received_at"], name="inbox_source"),
+        ]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["link", "request_id"],
+                condition=Q(request_id__isnull=False),
+                name="inbox_once_per_request",
+            )
         ]
 
 
@@ -356,3 +365,17 @@ class Switch(models.Model):
 
     class Meta:
         db_table = "switch"
+
+
+class Process(models.Model):
+    """An engine or a web server that runs, as it last said. One whose `seen_at` is old has ended."""
+
+    name = Text(primary_key=True, help_text="Host, process id, and something random.")
+    kind = Text(help_text="engine or web")
+    version = Text(help_text="Of caplai.")
+    keys = ArrayField(models.TextField(), help_text="The ids of the keys that it can read.")
+    started_at = models.DateTimeField(db_default=Now())
+    seen_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        db_table = "process"
