@@ -133,6 +133,7 @@ def up() -> None:
     from caplai import processes
 
     config = _config()
+    processes.keep_memory_private(config)
     port = _free_port(config)
     with contextlib.suppress(processes.Stopped), _ready(config, adopt=True, migrate=True) as database:
         children = processes.Children()
@@ -168,9 +169,11 @@ def engine(quiet: bool) -> None:
     """Run the engine alone: the links to the carriers, and the deciding of messages."""
     import asyncio
 
+    from caplai import processes
     from caplai.store.keyring import KeyringFile
 
     config = _config()
+    processes.keep_memory_private(config)
     with _ready(config):
         from caplai.engine import Engine
 
@@ -187,6 +190,7 @@ def web(quiet: bool) -> None:
     from caplai import processes
 
     config = _config()
+    processes.keep_memory_private(config)
     port = _free_port(config)
     with _ready(config):
         from django.db import connection

@@ -182,6 +182,9 @@ class Config(BaseSettings):
     keyring: Path | None = Field(
         None, description="The keyring file; none: `keyring.json` in the data folder."
     )
+    debuggable: bool = Field(
+        False, description="Let core dumps and debuggers of our user read the memory, in which keys are."
+    )
     service: Service = Field(default_factory=Service)
     password: Password = Field(default_factory=Password)
     limits: LimitSettings = Field(default_factory=LimitSettings)

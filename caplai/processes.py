@@ -20,7 +20,7 @@ from caplai.local_postgres import LocalPostgres, LocalPostgresError
 
 log = logging.getLogger(__name__)
 
-_PR_SET_PDEATHSIG = 1  # prctl(2)
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4  # prctl(2)
 
 
 # --- being stopped ---------------------------------------------------------------------------------
@@ -68,6 +68,16 @@ def end_with(parent: int) -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         os._exit(128 + signal.SIGTERM)
+
+
+def keep_memory_private(config: Config) -> None:
+    """Leave no core dump, and let no debugger of our own user in: keys and passwords are in this memory.
+
+    Unless the configuration has it otherwise. It holds until an exec. A limit of the core's size would not do:
+    where cores are piped to a program the kernel passes it over.
+    """
+    if not config.debuggable:
+        _prctl(_PR_SET_DUMPABLE, 0)
 
 
 _prctl = ctypes.CDLL(None).prctl  # looked up here: between fork and exec there is no place for it

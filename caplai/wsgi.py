@@ -3,9 +3,10 @@
 import multiprocessing
 import os
 
+from django.conf import settings
 from django.core.wsgi import get_wsgi_application
 
-from caplai.processes import end_with
+from caplai.processes import end_with, keep_memory_private
 
 _server = multiprocessing.parent_process()
 if _server is not None and _server.pid is not None:
@@ -14,3 +15,4 @@ if _server is not None and _server.pid is not None:
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "caplai.settings")
 application = get_wsgi_application()
+keep_memory_private(settings.CAPLAI)

@@ -236,6 +236,7 @@ class House:
         self.port = free_port("127.0.0.1", 0)
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("CAPLAI_")}
         self.environment = {**inherited, "CAPLAI_DATA_DIR": str(folder), "CAPLAI_PORT": str(self.port)}
+        self.environment["CAPLAI_DEBUGGABLE"] = "1"  # processes() reads their environments, also as no root
         if "CAPLAI_PG_BIN" in os.environ:
             self.environment["CAPLAI_PG_BIN"] = os.environ["CAPLAI_PG_BIN"]
         self.environment |= settings

@@ -249,3 +249,20 @@ def test_only_what_an_operator_can_mend_is_told_as_trouble(conn):
     with pytest.raises(psycopg.Error) as error:
         conn.execute("create table mine ()")
     assert trouble(error.value) == "permission denied for schema public"
+
+
+# --- memory ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("debuggable", "readable"), [(True, True), (False, False)])
+def test_memory_that_holds_keys_is_written_nowhere_and_shown_to_nobody(debuggable, readable):
+    """As another process of the same user would have it: a debugger, or the kernel when it dumps a core."""
+    program = f"""
+import ctypes
+from caplai.config import Config
+from caplai.processes import keep_memory_private
+keep_memory_private(Config(debuggable={debuggable}))
+print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))  # PR_GET_DUMPABLE
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert bool(int(done.stdout)) is readable
