@@ -1,0 +1,253 @@
+"""Nothing leaks: a service runs, and is killed, with secrets that we know; then every file that it wrote is searched.
+
+Six digits are found in any large file by chance, so this service issues twelve letters.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from caplai.domain.issuing import LETTERS
+from caplai.local_postgres import LocalPostgres
+from caplai.processes import free_port, wait_for_port
+from caplai.simulator import Simulator, SimulatorConfig
+from caplai.store.keyring import KINDS, KeyringFile
+from tests.planted import files_under, forms, search
+
+CITIZENS = 20
+
+
+class Service:
+    """`caplai up` on a data folder, with the simulator as its carrier. What it says goes to `log`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.log = folder / "service.log"
+        self.data = folder / "data"
+
+    def __enter__(self):
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, daemon=True).start()
+        self.simulator = self.call(Simulator(SimulatorConfig()).__aenter__())
+        self.port = free_port("127.0.0.1", 0)
+        link = {
+            "name": "carrier",
+            "host": "127.0.0.1",
+            "port": self.simulator.smpp_port,
+            "password": "secret",
+        }
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("CAPLAI_")},
+            "CAPLAI_DATA_DIR": str(self.data),
+            "CAPLAI_LINKS": json.dumps([link]),
+            "CAPLAI_PORT": str(self.port),
+            "CAPLAI_PASSWORD__LENGTH": "12",
+            "CAPLAI_PASSWORD__ALPHABET": LETTERS,
+        }
+        self.out = self.log.open("wb")
+        self.up = subprocess.Popen(
+            [sys.executable, "-m", "caplai", "up"],
+            env=self.environment,
+            stdout=self.out,
+            stderr=self.out,
+            start_new_session=True,
+        )
+        assert wait_for_port("127.0.0.1", self.port, 60)
+        return self
+
+    def __exit__(self, *_):
+        self.up.send_signal(signal.SIGTERM)
+        self.up.wait(30)
+        self.call(self.simulator.__aexit__(None, None, None))
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.out.close()
+
+    def call(self, work):
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(40)
+
+    def command(self, *words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "caplai", *words], env=self.environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def text(self, phone: str, words: str) -> str:
+        async def talk():
+            message = await self.simulator.send(phone, words)
+            return await self.simulator.reply(phone, after=message, timeout=30)
+
+        return self.call(talk()).text
+
+    def post(self, path: str, body: dict, token: str | None = None) -> tuple[int, dict]:
+        headers = {"Content-Type": "application/json", **({"X-Session-Token": token} if token else {})}
+        url = f"http://127.0.0.1:{self.port}/_allauth/app/v1/auth/{path}"
+        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            page = error.read()
+            return error.code, json.loads(page) if page.startswith(b"{") else {}
+
+    def child(self, name: str) -> int:
+        """The pid of `caplai NAME` under `caplai up`."""
+        for status in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                if status.read_text().rpartition(")")[2].split()[1] == str(self.up.pid):
+                    words = (status.parent / "cmdline").read_bytes().split(b"\0")
+                    if name.encode() in words:
+                        return int(status.parent.name)
+        raise LookupError(name)
+
+    def dsn(self) -> str:
+        return LocalPostgres(self.data / "postgres").ensure_running().dsn  # joins it
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The service after everything happened to it, stopped; and every secret and person that it met."""
+    folder = tmp_path_factory.mktemp("planted")
+    secrets: dict[str, str] = {}
+    people: dict[str, str] = {}
+    with Service(folder) as service:
+        rows = ["code,phone,email,state"]
+        for n in range(CITIZENS):
+            code, phone = f"{7_351_902_468 + n * 1_000_003:010}", f"0327{181_000 + n * 37:06}"
+            people |= {f"code of {n}": code, f"phone of {n}": phone[1:]}
+            rows.append(f"{code},{phone},,approved")
+        (folder / "accounts.csv").write_text("\n".join(rows))
+        service.command("accounts", "import", str(folder / "accounts.csv"))
+        (folder / "accounts.csv").unlink()
+        for n in range(CITIZENS):
+            _live(service, n, people, secrets)
+            if n == CITIZENS // 3:
+                os.kill(service.child("engine"), signal.SIGABRT)  # what would write a core
+            elif n == CITIZENS // 2:
+                service.command("keys", "rotate", "pepper")
+                _break_the_tables(service)
+        with psycopg.connect(service.dsn(), autocommit=True) as conn:
+            # What sorts more than fits its memory writes temporary files.
+            conn.execute("set work_mem = '64kB'")
+            conn.execute("select * from inbox, generate_series(1, 500) order by text, 1").fetchone()
+            conn.execute("checkpoint")
+        os.kill(LocalPostgres(service.data / "postgres").status().pid, signal.SIGKILL)
+        time.sleep(2)
+        _live(service, 0, people, {})
+        keyring = KeyringFile(service.data / "keyring.json")
+        for kind in KINDS:
+            for key_id, key in keyring.ring(kind).keys.items():
+                secrets[f"key {key_id}"] = key.decode("latin-1")
+                secrets[f"key {key_id}, hex"] = key.hex()
+        yield service, secrets, people
+
+
+def _live(service: Service, n: int, people: dict[str, str], secrets: dict[str, str]) -> None:
+    """One citizen texts, mistypes, signs in, chooses, and is in."""
+    code, phone = people[f"code of {n}"], "0" + people[f"phone of {n}"]
+    reply = service.text(phone, f"BH MK {code}")
+    found = re.search(r"Mat khau: (\w+)\.", reply)
+    if found is None:  # over the limits
+        return
+    issued, chosen = found.group(1), f"con trau di truoc {n * 7919} cai cay"
+    assert "khong khop" in service.text(f"0911{n:06}", f"BH MK {code} nham")
+    service.post("login", {"username": code, "password": chosen[::-1]})
+    status, answer = service.post("login", {"username": code, "password": issued})
+    assert status == 401
+    token = answer["meta"]["session_token"]
+    status, answer = service.post("choose_password", {"new_password": chosen}, token)
+    assert status == 200
+    secrets |= {
+        f"issued password of {n}": issued,
+        f"chosen password of {n}": chosen,
+        f"mistyped password of {n}": chosen[::-1],
+        f"pending session of {n}": token,
+        f"session of {n}": answer["meta"]["session_token"],
+        f"device of {n}": answer["meta"]["device_token"],
+    }
+
+
+def _break_the_tables(service: Service) -> None:
+    """A bug of ours, or an operator's slip: every statement of the deciding fails for a while."""
+    with psycopg.connect(service.dsn(), autocommit=True) as conn:
+        conn.execute("alter table reissue_case rename column texts to texts_")
+        conn.execute("alter table guess rename to guess_")
+        service.call(service.simulator.send("0911222444", "BH MK 7351902468"))
+        service.post("login", {"username": "7351902468", "password": "khong phai mat khau nay"})
+        time.sleep(1.5)
+        conn.execute("alter table guess_ rename to guess")
+        conn.execute("alter table reissue_case rename column texts_ to texts")
+    time.sleep(1.5)
+
+
+@pytest.mark.slow
+class TestAfterALongRun:
+    def test_no_secret_is_in_any_file(self, run):
+        service, secrets, _ = run
+        assert len(secrets) > 5 * CITIZENS
+        files = [path for path in files_under(service.folder) if path.name != "keyring.json"]
+        assert any("pg_wal" in path.parts for path in files)
+        assert any("base" in path.parts for path in files)
+        assert sum(path.stat().st_size for path in files) > 2e7
+        assert list(search(secrets, files)) == []
+
+    def test_no_phone_and_no_code_is_in_a_log(self, run):
+        service, _, people = run
+        logs = [service.log, *(path for path in files_under(service.data) if "log" in path.name)]
+        assert len(logs) > 1
+        assert b"nothing can be decided" in service.log.read_bytes()  # what broke was told
+        assert list(search(people, logs)) == []
+        assert (
+            list(search({"of the break": "7351902468", "its password": "khong phai mat khau nay"}, logs))
+            == []
+        )
+
+    def test_no_core_was_left(self, run):
+        service, _, _ = run
+        assert [path for path in Path.cwd().glob("core*") if path.is_file()] == []
+        assert [path for path in files_under(service.folder) if path.name.startswith("core")] == []
+
+    def test_the_search_can_fail(self, run):
+        """What stands in the database is found there, in its heap and in its WAL; so a leak would be."""
+        service, _, people = run
+        planted = "MẬT-KHẨU-GIEO-ĐỂ-TÌM"
+        with psycopg.connect(service.dsn(), autocommit=True) as conn:
+            conn.execute("create table leak as select %s as leaked", [planted])
+            conn.execute("checkpoint")
+        places = {
+            path.parent.name if "pg_wal" not in path.parts else "pg_wal"
+            for _, path in search({"planted": planted}, files_under(service.data))
+        }
+        assert "pg_wal" in places
+        assert len(places) > 1
+        assert {name for name, _ in search(people, files_under(service.data))} == set(people)
+
+
+@pytest.mark.parametrize("before", [b"", b"x", b"yz"])
+@pytest.mark.parametrize("form", sorted(forms("MatKhauCuaToi")), ids=repr)
+def test_every_form_of_a_secret_is_found(tmp_path, form, before):
+    file = tmp_path / "file"
+    file.write_bytes(before + form + b"\0" * 100)
+    assert next(search({"it": "MatKhauCuaToi"}, [file])) == ("it", file)
+    file.write_bytes(before + form[:4] + b"?" + form[5:] + b"\0" * 100)
+    assert list(search({"it": "MatKhauCuaToi"}, [file])) == []
+
+
+def test_a_secret_across_a_boundary_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.planted._CHUNK", 16)
+    file = tmp_path / "file"
+    file.write_bytes(b"-" * 10 + b"MatKhauCuaToi" + b"-" * 50)
+    assert list(search({"it": "MatKhauCuaToi"}, [file])) != []
