@@ -147,6 +147,10 @@ class SigninSettings(Section):
         ge=1,
         description="Failed sign-ins of the whole site within a minute; beyond, only known devices.",
     )
+    obvious_words: list[str] = Field(
+        ["vssid", "bhxh", "bao hiem xa hoi", "bao hiem", "mat khau", "8079"],
+        description="Words that a chosen password must not be made of (with digits added or not).",
+    )
     session_age: timedelta = Field(timedelta(hours=12), description="How long a sign-in lasts.")
 
 

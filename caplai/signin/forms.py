@@ -1,10 +1,12 @@
 """What people type: a name and a password, and the password that they choose. For the pages and for the app."""
 
 import unicodedata
+from collections.abc import Iterable
 
 from allauth.account.adapter import get_adapter
 from allauth.headless.account.inputs import LoginInput as AllauthLoginInput
 from django import forms
+from django.conf import settings
 from django.contrib.auth.password_validation import CommonPasswordValidator
 from django.core.exceptions import ValidationError
 from django.utils.translation import gettext_lazy as _
@@ -133,6 +135,11 @@ class ChooseForm(forms.Form):
             raise ValidationError(_("This is too long for a password."), "password_too_long")
         if normal_username(password) == self.login.username:
             raise ValidationError(_("The password must not be your code."), "password_is_code")
+        if is_obvious(password, settings.CAPLAI.signin.obvious_words, self._phone()):
+            raise ValidationError(
+                _("This password is made of the service's name or of your phone number. Choose another."),
+                "password_is_obvious",
+            )
         try:
             CommonPasswordValidator().validate(password)
         except ValidationError:
@@ -141,6 +148,9 @@ class ChooseForm(forms.Form):
                 "password_too_common",
             ) from None
         return password
+
+    def _phone(self) -> str | None:
+        return self.login.account.phone if self.login.account else None
 
     def refuse_issued(self) -> None:
         """Say that it is the issued password, which only the transaction that stores it could see."""
@@ -152,3 +162,22 @@ class ChooseForm(forms.Form):
     def refuse_for_now(self) -> None:
         """Say that this host cannot decide."""
         self.add_error(None, get_adapter().validation_error("try_again"))
+
+
+def is_obvious(password: str, words: Iterable[str], phone: str | None) -> bool:
+    """Whether it is made of these words with nothing but digits or up to two letters beside them, or is the phone
+    (E.164). Accents, case, spaces and signs change nothing (ASVS 5.0, 6.2.11).
+    """
+    plain = _plain(password)
+    if phone is not None and plain in {_plain(phone), "0" + phone.removeprefix("+84")}:
+        return True
+    rest = plain
+    for word in sorted(map(_plain, words), key=len, reverse=True):
+        rest = rest.replace(word, "") if word else rest
+    return rest != plain and sum(not letter.isdigit() for letter in rest) <= 2
+
+
+def _plain(text: str) -> str:
+    """Its letters and digits alone, without accents and in lower case."""
+    letters = unicodedata.normalize("NFKD", text.casefold().replace("đ", "d"))
+    return "".join(letter for letter in letters if letter.isalnum())
