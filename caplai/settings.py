@@ -39,6 +39,7 @@ INSTALLED_APPS = [
     "caplai.signin",
 ]
 MIDDLEWARE = [
+    "caplai.signin.outage.Outage",
     "caplai.signin.middleware.TrustedProxy",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",

@@ -3,3 +3,4 @@
 from django.urls import include, path
 
 urlpatterns = [path("", include("caplai.signin.urls"))]
+handler500 = "caplai.signin.outage.server_error"

@@ -1,5 +1,6 @@
 """The documentation says what is true. `python -m tests.test_docs` writes the generated part anew."""
 
+import ast
 import os
 import re
 import shlex
@@ -128,6 +129,28 @@ def test_every_link_and_file_named_in_the_documents_exists(path):
         assert (path.parent / target).exists(), f"{path.name} links to {target}"
     for named in re.findall(r"`((?:caplai|tests|docs|bench)/[\w/.-]+)`", text):
         assert (ROOT / named).exists(), f"{path.name} names {named}"
+
+
+def anchors(path: Path) -> set[str]:
+    """What the headings of a page are linked by."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)
+def test_every_heading_that_the_documents_link_to_exists(path):
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", path.read_text("utf-8")):
+        assert anchor in anchors(path.parent / target if target else path), f"{path.name}: {target}#{anchor}"
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)
+def test_every_test_that_the_documents_name_exists(path):
+    for file, names in re.findall(r"`(tests/[\w/]+\.py)::([\w:]+)`", path.read_text("utf-8")):
+        tree = ast.parse((ROOT / file).read_text("utf-8"))
+        for name in names.split("::"):
+            found = [node for node in tree.body if getattr(node, "name", None) == name]
+            assert found, f"{path.name}: {file} has no {name}"
+            tree = found[0]
 
 
 def test_the_first_command_of_the_readme_does_what_the_readme_shows(tmp_path):

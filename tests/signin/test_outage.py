@@ -1,0 +1,55 @@
+"""While the database is away people are told to try again; the log says it once, and that it is over once."""
+
+import logging
+
+import pytest
+from django.db import connection
+from django.test import Client
+
+from tests.signin.conftest import sign_in
+
+
+@pytest.fixture
+def away(transactional_db):
+    """Puts the database out of reach, and back."""
+    port = connection.settings_dict["PORT"], connection.settings_dict["HOST"]
+
+    def put(is_away):
+        connection.close()
+        connection.settings_dict["PORT"], connection.settings_dict["HOST"] = (
+            ("1", "127.0.0.1") if is_away else port
+        )
+
+    yield put
+    put(False)
+
+
+def said(caplog):
+    return [record.message for record in caplog.records if record.levelno >= logging.INFO]
+
+
+def test_people_are_told_to_try_again_and_the_log_once(citizen, away, caplog):
+    caplog.set_level(logging.INFO, "caplai")
+    browser = Client(raise_request_exception=False)
+    away(True)
+    for _ in range(3):
+        page = sign_in(browser, citizen.code, "mot mat khau")
+        assert page.status_code == 503
+        assert page["Retry-After"] == "30"
+        assert "Lỗi là ở phía chúng tôi" in page.content.decode()
+    body = {"username": citizen.code, "password": "mot mat khau"}
+    told = browser.post("/_allauth/app/v1/auth/login", body, content_type="application/json")
+    assert told.status_code == 503
+    assert told.json()["errors"][0]["code"] == "try_again"
+    assert browser.get("/login/").status_code == 200  # needs no database
+    assert said(caplog) == ["web: database or keys cannot be used; people are told to try again"]
+    away(False)
+    assert sign_in(browser, citizen.code, "mot mat khau").status_code == 200
+    assert said(caplog)[1:] == ["web: pages are served again"]
+
+
+def test_a_bug_is_no_outage(browser, db, monkeypatch, caplog):
+    monkeypatch.setattr("caplai.signin.views.how_to_get_a_password", lambda: 1 / 0)
+    browser.raise_request_exception = False
+    assert browser.get("/login/").status_code == 500
+    assert [record.name for record in caplog.records] == ["django.request"]
