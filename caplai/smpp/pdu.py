@@ -8,6 +8,7 @@ ones than the specification allows are accepted: refusing them would lose a mess
 No `repr` shows a text, an address or a password.
 """
 
+import contextlib
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -138,6 +139,26 @@ def status_name(status: int) -> str:
     """`ESME_RTHROTTLED`, or the number in hex when the specification has no name for it. For logs."""
     known = _STATUSES.get(status)
     return f"0x{status:08x}" if known is None else known.name
+
+
+def parse_status(text: str | int) -> int:
+    """The inverse of `status_name`: a name of the specification in any case, or a number (`88`, `0x58`).
+
+    ValueError says what is expected.
+    """
+    if isinstance(text, str):
+        name = text.strip().upper()
+        if name in Status.__members__:
+            return Status[name]
+        try:
+            text = int(name, 0)
+        except ValueError:
+            raise ValueError(
+                f"{text!r} is no command_status: name one as SMPP 3.4 does (ESME_RTHROTTLED), or by its number (0x58)"
+            ) from None
+    if not 0 <= text <= 0xFFFFFFFF:
+        raise ValueError("a command_status has 32 bits")
+    return _STATUSES.get(text, text)
 
 
 def find_tlv(tlvs: Tlvs, tag: int) -> bytes | None:
@@ -323,8 +344,8 @@ class _BodyError(Exception):
         self.status = status
 
 
-def _read_tlvs(data: bytes, at: int, end: int) -> Tlvs:
-    tlvs: Tlvs = []
+def _read_tlvs(data: bytes, at: int, end: int, tlvs: Tlvs) -> None:
+    """Append them to `tlvs`, before a _BodyError those that could be read."""
     while at < end:
         start = at + 4
         if start > end:
@@ -334,7 +355,6 @@ def _read_tlvs(data: bytes, at: int, end: int) -> Tlvs:
         if at > end:
             raise _BodyError(Status.ESME_RINVOPTPARSTREAM)
         tlvs.append((tag, data[start:at]))
-    return tlvs
 
 
 # The body decoders take (command_id, status, sequence, data, start, end). `bytes.index(0, start, end)` is
@@ -372,7 +392,14 @@ def _read_short_message(
     stop = at + length
     if stop > end:
         raise _BodyError(Status.ESME_RINVMSGLEN)
-    tlvs = _read_tlvs(data, stop, end) if stop < end else []
+    tlvs: Tlvs = []
+    if stop < end:
+        try:
+            _read_tlvs(data, stop, end, tlvs)
+        except _BodyError:
+            # The text itself is there: refusing a person's message for what some SMSC appends helps nobody.
+            if not length:
+                raise
     # fmt: off
     return ShortMessage(
         command_id, status, sequence, service_type, source_ton, source_npi, source,
@@ -399,7 +426,7 @@ def _read_data_sm(
     at = nul + 4
     if at > end:
         raise _BodyError(Status.ESME_RINVCMDLEN)
-    pdu.tlvs = _read_tlvs(data, at, end)
+    _read_tlvs(data, at, end, pdu.tlvs)
     return pdu
 
 
@@ -434,10 +461,9 @@ def _read_response_body(data: bytes, at: int, end: int) -> tuple[str, Tlvs]:
     nul = data.find(0, at, end)
     if nul < 0:
         return data[at:end].decode("latin-1"), []
-    try:
-        tlvs = _read_tlvs(data, nul + 1, end)
-    except _BodyError:
-        tlvs = []
+    tlvs: Tlvs = []
+    with contextlib.suppress(_BodyError):
+        _read_tlvs(data, nul + 1, end, tlvs)
     return data[at:nul].decode("latin-1"), tlvs
 
 

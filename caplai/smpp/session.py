@@ -29,6 +29,7 @@ from caplai.smpp.pdu import (
     Unknown,
     command_name,
     encode,
+    find_tlv,
 )
 
 __all__ = [
@@ -110,6 +111,8 @@ NEXT: Final[dict[State, dict[Command, State]]] = {
 }
 
 MAX_SEQUENCE: Final = 0x7FFFFFFF  # §5.1.4
+MOST_EARLY: Final = 1000
+"""Messages of the peer kept until our bind is answered; more are refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +120,14 @@ class Timers:
     """Seconds (§7.2).
 
     enquire_link: nothing of ours was answered for this long, so we ask whether the peer is there;
-    response: a request of ours unanswered this long is lost; bind: connected this long without a bind.
+    response: a request of ours unanswered this long is lost; bind: connected this long without a bind;
+    message: the same as `response` for messages, None: no other.
     """
 
     enquire_link: float = 30.0
     response: float = 10.0
     bind: float = 10.0
+    message: float | None = None
 
 
 _DEFAULT_TIMERS: Final = Timers()
@@ -137,7 +142,8 @@ class Bound:
 
     kind: BindKind
     peer_system_id: str
-    status: int = 0
+    interface_version: int | None = None
+    """The peer's sc_interface_version, if it names one: 0x34 is SMPP 3.4."""
 
 
 @dataclass(slots=True)
@@ -251,6 +257,7 @@ class Session:
         self.role = role
         self.window = window
         self.timers = timers
+        self._patience = timers.response if timers.message is None else timers.message
         self.confirmed_at: float | None = None
         self._decoder = Decoder(max_command_length)
         self._out: list[bytes] = []
@@ -258,6 +265,8 @@ class Session:
         # Messages in the order of sending, so that the first is the first to be lost. (A plain dict takes
         # ever longer to find its first item when items are taken from the front.)
         self._messages: OrderedDict[int, _Pending] = OrderedDict()
+        # An SMSC of several threads may deliver before its bind response is out: kept until it is.
+        self._early: list[ShortMessage] = []
         # Our bind, unbind or enquire_link: sequence -> (command_id of its answer, when it was sent).
         self._link_requests: dict[int, tuple[int, float]] = {}
         # One timer for the link itself; what it means depends on the state, see `tick`.
@@ -387,6 +396,13 @@ class Session:
         self._enter(State.OPEN)
         return True
 
+    def enquire(self, now: float) -> None:
+        """Ask at once whether the peer is there; `Alive` answers. Raises LocalProtocolError when not bound."""
+        self._must_be_legal(Command.ENQUIRE_LINK)
+        self._ask(Simple(Command.ENQUIRE_LINK), now)
+        self._enquiring = True
+        self._deadline = now + self.timers.response
+
     def unbind(self, now: float) -> None:
         """Ask to end the session. `Closed` follows, after `Timers.response` at the latest.
 
@@ -409,10 +425,7 @@ class Session:
             return events
         for pdu in self._decoder.feed(data):
             if type(pdu) is ShortMessage:
-                if pdu.command_id in self._peer_may:
-                    events.append(Request(pdu))
-                else:
-                    self._refuse(pdu.command_id, pdu.sequence, events)
+                self._message_requested(pdu, events)
             elif type(pdu) is ShortMessageResp:
                 self._message_answered(pdu, now, events)
             else:
@@ -468,7 +481,7 @@ class Session:
         events.append(Closed(reason))
 
     def _lost_at(self, pending: _Pending) -> float:
-        return pending.sent_at + self.timers.response
+        return pending.sent_at + self._patience
 
     def _may_answer_bind(self) -> bool:
         if self.closed:
@@ -512,6 +525,19 @@ class Session:
             self.confirmed_at = sent_at
         if self._bound and not self._enquiring:
             self._deadline = now + self.timers.enquire_link
+
+    def _message_requested(self, pdu: ShortMessage, events: list[Event]) -> None:
+        if pdu.command_id in self._peer_may:
+            events.append(Request(pdu))
+        elif (
+            self.state is State.BINDING
+            and self.role is Role.ESME
+            and pdu.command_id in _FROM_SMSC
+            and len(self._early) < MOST_EARLY
+        ):
+            self._early.append(pdu)
+        else:
+            self._refuse(pdu.command_id, pdu.sequence, events)
 
     def _message_answered(self, pdu: ShortMessageResp | Simple, now: float, events: list[Event]) -> None:
         pending = self._messages.get(pdu.sequence)
@@ -576,8 +602,13 @@ class Session:
             self._close("unbound", events)
         elif isinstance(pdu, BindResp) and pdu.status == 0:
             self._enter(NEXT[State.BINDING][Command(answer)])
-            events.append(Bound(BindKind(answer ^ RESPONSE_BIT), pdu.system_id))
+            version = int.from_bytes(find_tlv(pdu.tlvs, Tag.SC_INTERFACE_VERSION) or b"", "big") or None
+            events.append(Bound(BindKind(answer ^ RESPONSE_BIT), pdu.system_id, version))
+            early, self._early = self._early, []
+            for message in early:
+                self._message_requested(message, events)
         else:
+            self._early.clear()
             self._enter(State.OPEN)
             events.append(BindRefused(pdu.status))
         self._confirm(sent_at, now)

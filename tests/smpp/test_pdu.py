@@ -22,6 +22,7 @@ from caplai.smpp.pdu import (
     command_name,
     encode,
     find_tlv,
+    parse_status,
     status_name,
 )
 
@@ -290,6 +291,35 @@ def test_a_bad_body_is_reported_and_the_next_pdu_is_read(body, error):
     after = ShortMessage(Command.DELIVER_SM, sequence=34, source="1", destination="2", short_message=b"OK")
     assert decode(bad + encode(after)) == [BadBody(5, 0, 0x21, error), after]
     assert decode(bad) == [BadBody(5, 0, 0x21, error)]  # the same at the end of the buffer
+
+
+@pytest.mark.parametrize("junk", ["0424 0002 41", "0424", "00"])
+def test_a_text_is_taken_whatever_follows_it(junk):
+    """Some SMSCs append an octet, or cut a parameter; a person's message must not be refused for it."""
+    payload = octets(DELIVER_BODY + "02 4f4b" + "020c 0002 0007" + junk)
+    [pdu] = decode((16 + len(payload)).to_bytes(4, "big") + octets(DELIVER_HEADER) + payload)
+    assert (pdu.short_message, pdu.tlvs) == (b"OK", [(Tag.SAR_MSG_REF_NUM, b"\0\x07")])
+
+
+@pytest.mark.parametrize(
+    ("written", "status"),
+    [
+        ("ESME_RTHROTTLED", 0x58),
+        (" esme_rmsgqful ", 0x14),
+        ("0x58", 0x58),
+        ("88", 88),
+        (0x444, 0x444),
+        ("0xFFFFFFFF", 0xFFFFFFFF),
+    ],
+)
+def test_a_status_is_written_by_name_or_number(written, status):
+    assert parse_status(written) == status
+
+
+@pytest.mark.parametrize("written", ["ESME_RTROTTLED", "", "-1", -1, "0x100000000", "12 monkeys"])
+def test_what_is_no_status_is_refused(written):
+    with pytest.raises(ValueError, match="command_status"):
+        parse_status(written)
 
 
 @pytest.mark.parametrize("command", [Command.BIND_TRANSCEIVER, Command.OUTBIND])

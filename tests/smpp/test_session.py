@@ -162,6 +162,8 @@ def test_every_request_in_every_state(command, state, role):
                 assert events == [BindRequested(any_pdu(command))]
                 assert answers == []
         assert session.state is after
+    elif state is State.BINDING and role is Role.ESME and command in (Command.DELIVER_SM, Command.DATA_SM):
+        assert (events, answers) == ([], [])  # kept until the bind is answered
     else:
         assert session.state is state
         assert [(type(event), event.command_id) for event in events] == [(Ignored, command)]
@@ -283,6 +285,34 @@ def test_the_table_leads_nowhere_that_it_does_not_know():
 # --- binding ----------------------------------------------------------------------------------------------
 
 
+def test_what_comes_before_the_bind_response_is_kept_until_it_has_come():
+    session = session_in(Role.ESME, State.BINDING, kind=BindKind.TRANSCEIVER)
+    early = encode(deliver()) + encode(any_pdu(Command.DATA_SM))
+    assert session.receive(early, 1.0) == []
+    bound, *requests = session.receive(encode(BindResp(0x80000009, 0, 1, "SMSC")), 1.0)
+    assert bound == Bound(BindKind.TRANSCEIVER, "SMSC")
+    assert [event.pdu.command_id for event in requests] == [Command.DELIVER_SM, Command.DATA_SM]
+    assert session.respond(requests[0], now=1.0)
+
+
+def test_what_comes_before_a_bind_that_is_refused_is_forgotten():
+    session = session_in(Role.ESME, State.BINDING, kind=BindKind.TRANSCEIVER)
+    session.receive(encode(deliver()), 1.0)
+    assert session.receive(encode(BindResp(0x80000009, 0x0E, 1)), 1.0) == [BindRefused(0x0E)]
+    session.bind(BindKind.TRANSCEIVER, system_id="a", password="b", now=1.0)
+    assert session.receive(encode(BindResp(0x80000009, 0, 2, "SMSC")), 1.0) == [
+        Bound(BindKind.TRANSCEIVER, "SMSC")
+    ]
+
+
+def test_no_more_than_a_bounded_number_is_kept_before_the_bind_response():
+    session = session_in(Role.ESME, State.BINDING, kind=BindKind.TRANSCEIVER)
+    sent(session)
+    events = session.receive(encode(deliver()) * (session_module.MOST_EARLY + 1), 1.0)
+    assert [type(event) for event in events] == [Ignored]
+    assert [answer.status for answer in sent(session)] == [Status.ESME_RINVBNDSTS]
+
+
 @pytest.mark.parametrize(("state", "kind"), KINDS.items())
 def test_two_sessions_bind(state, kind):
     esme, smsc = Session(Role.ESME, now=0.0), Session(Role.SMSC, now=0.0)
@@ -299,7 +329,7 @@ def test_two_sessions_bind(state, kind):
     assert (asked.pdu.kind, asked.pdu.system_id, asked.pdu.password) == (kind, "caplai", "s3cr3t")
     assert (asked.pdu.system_type, asked.pdu.addr_ton, asked.pdu.address_range) == ("VMA", 1, "8079")
     assert smsc.accept_bind(asked.pdu, "SMSC", 0.0)
-    assert esme.receive(smsc.data_to_send(), 0.0) == [Bound(kind, "SMSC")]
+    assert esme.receive(smsc.data_to_send(), 0.0) == [Bound(kind, "SMSC", 0x34)]
     assert esme.state is smsc.state is state
     esme.unbind(1.0)
     assert [type(event) for event in smsc.receive(esme.data_to_send(), 1.0)] == [Closed]
@@ -322,7 +352,7 @@ def test_a_refused_bind_may_be_tried_again():
         [asked] = smsc.receive(esme.data_to_send(), 0.0)
         if asked.pdu.password == "right":
             smsc.accept_bind(asked.pdu, "SMSC", 0.0)
-            assert esme.receive(smsc.data_to_send(), 0.0) == [Bound(BindKind.RECEIVER, "SMSC")]
+            assert esme.receive(smsc.data_to_send(), 0.0) == [Bound(BindKind.RECEIVER, "SMSC", 0x34)]
         else:
             smsc.refuse_bind(asked.pdu, Status.ESME_RINVPASWD, 0.0)
             assert esme.receive(smsc.data_to_send(), 0.0) == [BindRefused(Status.ESME_RINVPASWD)]
