@@ -77,7 +77,7 @@ class _Run:
         async with Simulator(SimulatorConfig(rules=rules)) as simulator:
             simulator.phones.subscribe(lambda message: self._hear(message))
             link = {"name": "carrier", "host": "127.0.0.1", "port": simulator.smpp_port, "password": "secret"}
-            self.environment = {**os.environ, "CAPLAI_LINKS": json.dumps([link | {"response_timeout": 3}])}
+            self.environment = {**os.environ, "CAPLAI_LINKS": json.dumps([link | {"submit_timeout": 3}])}
             try:
                 for n in range(2):
                     self.engines.append(self._start_engine(n))

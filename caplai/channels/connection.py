@@ -5,30 +5,49 @@ import time
 from collections import deque
 from collections.abc import Callable
 from datetime import datetime
+from typing import Any
 
 from caplai.channels.links import Link
 from caplai.smpp.pdu import BindKind
 from caplai.smpp.session import Event, Role, Session, Timers
 
+LINGER = 2.0
+"""Seconds that what is still to be written has when a connection is closed: a peer that reads nothing gets no more."""
+
 
 class Connection(asyncio.Protocol):
-    """One TCP connection with its session. Hands the session's events to its owner."""
+    """One TCP connection with its session. Hands the session's events to its owner.
 
-    def __init__(self, link: Link, kind: BindKind, on_event: Callable[["Connection", Event], None]) -> None:
+    Memory is bounded whatever the peer does: while it does not read what we wrote, we read nothing of what it
+    writes and submit nothing; if it goes on, enquire_link finds it silent.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        kind: BindKind,
+        on_event: Callable[["Connection", Event], None],
+        on_room: Callable[[], None] = lambda: None,
+    ) -> None:
         self.link = link
         self.kind = kind
         self.session = Session(
             Role.ESME,
             window=link.window,
-            timers=Timers(enquire_link=link.enquire_link, response=link.response_timeout),
+            timers=Timers(
+                enquire_link=link.enquire_link, response=link.response_timeout, message=link.submit_timeout
+            ),
             now=time.monotonic(),
         )
         self.bound_at: float | None = None
         self.store_session: int | None = None
         self.ended = asyncio.Event()
+        self.choked = False
+        """The peer does not read what we write."""
         # What was acknowledged: (when we wrote it, its time of arrival in the store), oldest first.
         self.acknowledged: deque[tuple[float, datetime]] = deque()
         self._on_event = on_event
+        self._on_room = on_room
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._flushing = False
@@ -55,6 +74,18 @@ class Connection(asyncio.Protocol):
             self._timer.cancel()
         self.ended.set()
 
+    def pause_writing(self) -> None:
+        self.choked = True
+        assert self._transport
+        self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self.choked = False
+        assert self._transport
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+        self._on_room()
+
     def flush(self) -> None:
         """Write what the session has to say, and set the clock to its next deadline."""
         data = self.session.data_to_send()
@@ -77,8 +108,15 @@ class Connection(asyncio.Protocol):
         self.flush()
 
     def close(self) -> None:
-        if self._transport:
+        """Close it once what is written is on its way, and anyhow after LINGER seconds."""
+        if self._transport and not self._transport.is_closing():
             self._transport.close()
+            asyncio.get_running_loop().call_later(LINGER, self._transport.abort)
+
+    def certificate(self) -> dict[str, Any] | None:
+        """The peer's certificate as the ssl module tells it: None without TLS, empty if it was not checked."""
+        tls = self._transport.get_extra_info("ssl_object") if self._transport else None
+        return tls and tls.getpeercert()
 
     def unbind(self) -> None:
         if self.bound_at is not None and not self.session.closed:

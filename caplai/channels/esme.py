@@ -7,15 +7,15 @@ outbound.py sends what is due; this file holds the link's lease, its connections
 import asyncio
 import logging
 import random
-import ssl
 import time
+from collections import Counter
 from collections.abc import Callable
 
 import psycopg
 
 from caplai.channels.connection import Connection
 from caplai.channels.inbound import Inbound
-from caplai.channels.links import Link, Tls
+from caplai.channels.links import Link
 from caplai.channels.outbound import Outbound
 from caplai.domain.issuing import Keyring
 from caplai.smpp.pdu import BindKind, command_name, status_name
@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT = 1.0
 TIDY = 5.0
+TELL = 60.0
+"""Seconds between lines of the log about PDUs of one sort that are ignored."""
 BACKOFF = (0.5, 30.0)
 """Seconds between attempts to connect: the first pause and the longest; each is jittered."""
 
@@ -65,6 +67,7 @@ class Esme:
         self._leased = asyncio.Event()
         self._connections: list[Connection] = []
         self._store_well = True
+        self._ignored: Counter[str] = Counter()
         self._inbound = Inbound(link, database, on_stored, self._store_is)
         self._outbound = Outbound(link, database, keyring, engine, self._sender, self._store_is)
         # Every task of the link is in this group: one that fails ends the link, and with it the engine, for
@@ -75,13 +78,9 @@ class Esme:
 
     async def run(self) -> None:
         """Keep the link up until stop()."""
-        kinds = [BindKind.TRANSCEIVER]
-        if self.link.bind == "pair":
-            kinds = [BindKind.RECEIVER] if "mo" in self.link.use else []
-            kinds += [BindKind.TRANSMITTER] if "mt" in self.link.use else []
         async with self._group as tasks:
             tasks.create_task(self._keep_lease())
-            for kind in kinds:
+            for kind in self.link.bind_kinds:
                 tasks.create_task(self._keep_bound(kind))
             if "mt" in self.link.use:
                 tasks.create_task(self._outbound.send_due())
@@ -148,18 +147,18 @@ class Esme:
         pause = BACKOFF[0]
         while not self._stopping:
             await self._leased.wait()
-            connection = Connection(self.link, kind, self.handle)
+            connection = Connection(self.link, kind, self.handle, self._outbound.room)
             try:
                 await asyncio.wait_for(
                     asyncio.get_running_loop().create_connection(
                         lambda connection=connection: connection,
                         self.link.host,
                         self.link.port,
-                        ssl=self._tls(),
+                        ssl=self.link.tls_context(),
                     ),
                     10.0,
                 )
-            except (OSError, TimeoutError) as error:
+            except (OSError, UnicodeError) as error:  # the latter: no name that DNS could know
                 self._say_state(f"cannot connect: {error.__class__.__name__}")
             else:
                 self._connections.append(connection)
@@ -178,16 +177,6 @@ class Esme:
         while not self._stopping and (left := end - time.monotonic()) > 0:
             await asyncio.sleep(min(left, 0.2))
 
-    def _tls(self) -> ssl.SSLContext | None:
-        if not self.link.tls:
-            return None
-        wanted = self.link.tls if isinstance(self.link.tls, Tls) else Tls()
-        context = ssl.create_default_context(cafile=str(wanted.ca_file) if wanted.ca_file else None)
-        if not wanted.verify:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        return context
-
     def _say_state(self, state: str) -> None:
         """Log a change of the link's state, once."""
         if state != self.state:
@@ -204,7 +193,7 @@ class Esme:
                 self._outbound.answered(event)
             case RequestLost():
                 self._outbound.lost(event)
-            case Bound(kind, _):
+            case Bound(kind):
                 connection.bound_at = time.monotonic()
                 self._say_state(f"bound as {kind.name.lower()}")
                 self._group.create_task(self._open(connection))
@@ -215,7 +204,9 @@ class Esme:
                 if connection.bound_at is not None or reason != "peer gone":
                     self._say_state(f"closed: {reason}")
             case Ignored(reason, command_id):
-                log.warning("link %s: %s: %s", self.link.name, command_name(command_id), reason)
+                self._ignored[reason] += 1
+                if self._ignored[reason] == 1:
+                    log.warning("link %s: %s: %s", self.link.name, command_name(command_id), reason)
 
     async def _open(self, connection: Connection) -> None:
         """Give the bind its row, without which nothing can be stored."""
@@ -234,7 +225,11 @@ class Esme:
                 return
 
     def _sender(self) -> Connection | None:
-        return next((c for c in self._connections if c.session.free and c.store_session is not None), None)
+        """Where to submit now."""
+        return next(
+            (c for c in self._connections if c.session.free and c.store_session is not None and not c.choked),
+            None,
+        )
 
     # --- the store's health, the heartbeat ---
 
@@ -247,7 +242,7 @@ class Esme:
         self._store_well = well
 
     async def _heartbeat(self) -> None:
-        tidied = time.monotonic()
+        tidied = told = time.monotonic()
         while not self._stopping:
             await asyncio.sleep(HEARTBEAT)
             for connection in list(self._connections):
@@ -256,6 +251,16 @@ class Esme:
             if time.monotonic() - tidied > TIDY:
                 tidied = time.monotonic()
                 await self._inbound.tidy()
+            if time.monotonic() - told > TELL:
+                told = time.monotonic()
+                self._tell_ignored()
+
+    def _tell_ignored(self) -> None:
+        """A carrier that goes on with what we ignore must not fill the log."""
+        for reason, count in self._ignored.items():
+            if count > 1:
+                log.warning("link %s: %s: %d times more", self.link.name, reason, count - 1)
+        self._ignored.clear()
 
     async def _touch(self, connection: Connection, *, ended: bool = False) -> None:
         try:

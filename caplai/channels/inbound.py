@@ -26,6 +26,12 @@ PATIENCE = 3.5
 SUSPICION = 65.0
 """Seconds after a bind in which a delivery may be one that an earlier connection did not acknowledge:
 the 60 of service.md and a margin for the carrier's clock."""
+MOST_WAITING = 5000
+"""Deliveries that may wait for their answer; more are answered "try again" at once."""
+MOST_DOUBTFUL = 50_000
+"""Messages remembered as perhaps stored; with more, every message is looked up in the store for a while."""
+LONGEST_ADDRESS = 255
+"""Octets; SMPP allows 20 (64 in data_sm), and the tables' indexes some thousand."""
 SEGMENT_PATIENCE = timedelta(seconds=60)
 """How long the parts of a long message wait for each other."""
 
@@ -50,6 +56,13 @@ def _part(pdu: ShortMessage) -> tuple[text.Part | None, bytes]:
         if 1 <= number <= total <= 255 and reference <= 0xFFFF:
             return text.Part(reference, total, number), pdu.payload
     return None, pdu.payload
+
+
+def _wrong_address(pdu: ShortMessage) -> Status | None:
+    """The refusal of a message whose addresses no table could hold. No phone has sent it."""
+    if len(pdu.source) > LONGEST_ADDRESS:
+        return Status.ESME_RINVSRCADR
+    return Status.ESME_RINVDSTADR if len(pdu.destination) > LONGEST_ADDRESS else None
 
 
 _SAR = (Tag.SAR_MSG_REF_NUM, Tag.SAR_TOTAL_SEGMENTS, Tag.SAR_SEGMENT_SEQNUM)
@@ -80,6 +93,8 @@ class Inbound:
         # stored, or may be: they will come again.
         self._unanswered: dict[_Twin, list[tuple[Connection, ShortMessage]]] = {}
         self._doubtful: dict[_Twin, float] = {}
+        self._all_doubtful_until = 0.0
+        self._waiting = 0
 
     @property
     def busy(self) -> bool:
@@ -91,8 +106,20 @@ class Inbound:
         self._arrival.set()
 
     def arrive(self, connection: Connection, pdu: ShortMessage) -> None:
+        if wrong := _wrong_address(pdu):
+            log.warning(
+                "link %s: %r: an address of more than %d octets", self._link.name, pdu, LONGEST_ADDRESS
+            )
+            self._respond(connection, pdu, wrong)
+            return
         twin = _twin(pdu)
         waiting = self._unanswered.get(twin)
+        if self._waiting >= MOST_WAITING:
+            if waiting is not None:
+                self._doubt(pdu)
+            self._respond(connection, pdu, self._link.try_again_status)
+            return
+        self._waiting += 1
         if waiting is not None:
             waiting.append((connection, pdu))  # the carrier asks again before we answered: the same message
         else:
@@ -135,13 +162,13 @@ class Inbound:
             for _, pdu, arrived in self._storing:
                 if arrived < late and id(pdu) not in self._refused:
                     self._refused.add(id(pdu))
-                    self._answer(pdu, Status.ESME_RSYSERR)
+                    self._answer(pdu, self._link.try_again_status)
             waiting = [item for item in self._arrived if item[2] < late]
             if waiting:
                 gone = {id(item[1]) for item in waiting}
                 self._arrived = [item for item in self._arrived if id(item[1]) not in gone]
                 for _, pdu, _ in waiting:
-                    self._answer(pdu, Status.ESME_RSYSERR)
+                    self._answer(pdu, self._link.try_again_status)
 
     async def _store(self, connection: Connection, items: list[_Arrived]) -> None:
         """Commit deliveries of one connection, then answer them."""
@@ -169,7 +196,7 @@ class Inbound:
         self._store_is(False)
         for _, pdu, _ in items:
             if id(pdu) not in self._refused:
-                self._answer(pdu, Status.ESME_RSYSERR)
+                self._answer(pdu, self._link.try_again_status)
             if not (isinstance(error, psycopg.Error) and error.sqlstate):
                 self._doubt(pdu)  # the server said nothing: it may have committed all the same
 
@@ -186,18 +213,26 @@ class Inbound:
 
     def _doubt(self, pdu: ShortMessage) -> None:
         """This message may come again although it is stored."""
-        self._doubtful[_twin(pdu)] = time.monotonic() + queues.REDELIVERY.total_seconds()
+        until = time.monotonic() + queues.REDELIVERY.total_seconds()
+        if len(self._doubtful) >= MOST_DOUBTFUL:
+            self._doubtful.clear()
+            self._all_doubtful_until = until
+        self._doubtful[_twin(pdu)] = until
 
     def _answer(self, pdu: ShortMessage, status: int) -> None:
         """Answer a delivery, and whatever else the carrier asked of the same message meanwhile."""
         for connection, asked in self._unanswered.pop(_twin(pdu), ()):
-            connection.session.respond(asked, status, now=time.monotonic())
-            connection.flush_soon()
+            self._waiting -= 1
+            self._respond(connection, asked, status)
+
+    def _respond(self, connection: Connection, pdu: ShortMessage, status: int) -> None:
+        connection.session.respond(pdu, status, now=time.monotonic())
+        connection.flush_soon()
 
     def _to_store(self, connection: Connection, pdu: ShortMessage) -> Arrival:
         now = time.monotonic()
         suspect = Suspect.NO
-        if self._doubtful.get(_twin(pdu), 0.0) > now:
+        if max(self._doubtful.get(_twin(pdu), 0.0), self._all_doubtful_until) > now:
             suspect = Suspect.ANY
         elif connection.bound_at is not None and now - connection.bound_at < SUSPICION:
             suspect = Suspect.UNCONFIRMED

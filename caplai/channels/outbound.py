@@ -3,17 +3,19 @@
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import psycopg
 
 from caplai.channels.connection import Connection
-from caplai.channels.links import Link, verdict
+from caplai.channels.links import Link
 from caplai.domain.issuing import Keyring
 from caplai.service.deliver import KEY_RETRY, Verdict, compose, drop_dead, postpone, settle
 from caplai.smpp import text
-from caplai.smpp.pdu import Command, ShortMessage, Status
+from caplai.smpp.pdu import Command, EncodeError, ShortMessage, Status
 from caplai.smpp.session import RequestLost, Response
 from caplai.store import queues
 from caplai.store.db import DatabaseThreads
@@ -27,10 +29,39 @@ GATHER = 0.004
 BATCH = 500
 LEASE = timedelta(seconds=90)
 """How long a claimed message is ours: longer than any window of unanswered submits stays open."""
-QUIET = (0.5, 20.0)
+QUIET = (0.5, 5.0)
 """Seconds that a carrier which throttles is left alone: at first, and at the most."""
+REFUSALS = 10
+"""So many messages refused in a row "for now", for whatever reason, are taken as throttling."""
+PARTS_WITHIN = 20.0
+"""Seconds after its claim in which parts of a message are submitted: with their answers, less than the lease."""
+MOST_PARTLY_ACCEPTED = 1000
+"""Messages of which we remember what parts the carrier took; of more, some are sent again as a whole."""
+LONGEST_MESSAGE_ID = 255
+"""Octets; SMPP allows 64. A longer one is not kept: it would not fit the index that receipts are matched by."""
 POLL = 1.0
 """Seconds between looks at the outbox when nobody wakes us."""
+
+
+@dataclass(slots=True)
+class _Message:
+    """A message on its way, in as many submits as it has parts."""
+
+    due: Due
+    total: int
+    unsent: deque[tuple[int, ShortMessage]]
+    accepted: dict[int, str]
+    """The parts that the carrier has taken, and its message_id of each."""
+    until: float
+    unanswered: int = 0
+    verdict: Verdict = Verdict.SENT
+    status: int | None = None
+
+    def fail(self, verdict: Verdict, status: int | None) -> None:
+        """It cannot arrive as a whole this time: nothing more of it is sent."""
+        self.unsent.clear()
+        if self.verdict is not Verdict.NEVER:
+            self.verdict, self.status = verdict, status
 
 
 class Outbound:
@@ -59,6 +90,10 @@ class Outbound:
         self._settled_event = asyncio.Event()
         self._unwritten = 0
         self._in_flight = 0
+        self._unanswered = 0
+        self._begun: list[_Message] = []
+        self._accepted: dict[int, dict[int, str]] = {}
+        self._refused_in_a_row = 0
         self._quiet = 0.0
         self._quiet_until = 0.0
         self._allowance = 0.0
@@ -84,30 +119,54 @@ class Outbound:
 
     def answered(self, event: Response) -> None:
         """The SMSC answered a submit."""
-        assert isinstance(event.context, Due)
+        message, number = self._off_the_wire(event)
         pdu = event.pdu
-        self._heed(pdu.status)
-        result = Verdict.SENT if event.accepted else verdict(pdu.status or Status.ESME_RUNKNOWNERR)
-        message_id = getattr(pdu, "message_id", None) if self._link.receipts else None
-        self._land(
-            settle(event.context, result, datetime.now(UTC), status=pdu.status, message_id=message_id or None)
-        )
+        result = Verdict.SENT if event.accepted else self._link.verdict(pdu.status or Status.ESME_RUNKNOWNERR)
+        self._heed(result)
+        if result is Verdict.SENT:
+            message_id = getattr(pdu, "message_id", "")
+            message.accepted[number] = message_id if len(message_id) <= LONGEST_MESSAGE_ID else ""
+            if message.verdict is Verdict.SENT:
+                message.status = pdu.status
+        else:
+            message.fail(result, pdu.status)
+        self._advance(message)
 
     def lost(self, event: RequestLost) -> None:
         """No answer will come to a submit."""
-        assert isinstance(event.context, Due)
-        self._land(settle(event.context, Verdict.AGAIN, datetime.now(UTC)))
+        message, _ = self._off_the_wire(event)
+        message.fail(Verdict.AGAIN, None)
+        self._advance(message)
 
-    def _land(self, settled: Settled) -> None:
-        self._in_flight -= 1
+    def _off_the_wire(self, event: Response | RequestLost) -> "tuple[_Message, int]":
+        assert isinstance(event.context, tuple)
+        message, number = event.context
+        message.unanswered -= 1
+        self._unanswered -= 1
         self._freed.set()
-        self._settle(settled)
+        return message, number
+
+    def _advance(self, message: "_Message") -> None:
+        """Settle a message whose submits are all answered; one that has parts left goes on by itself."""
+        if message.unanswered or message.unsent:
+            return
+        self._in_flight -= 1
+        due, verdict = message.due, message.verdict
+        if len(message.accepted) < message.total and message.accepted and verdict is not Verdict.NEVER:
+            self._accepted[due.id] = message.accepted  # the others are sent once more, not these
+            if len(self._accepted) > MOST_PARTLY_ACCEPTED:
+                del self._accepted[next(iter(self._accepted))]
+        message_id = message.accepted.get(message.total) if self._link.receipts else None
+        self._settle(
+            settle(due, verdict, datetime.now(UTC), status=message.status, message_id=message_id or None)
+        )
 
     async def send_due(self) -> None:
         """Claim what is due, as much as fits the window, and submit it."""
-        while not self._stopping:
+        while not self._stopping or self._begun:
             connection = self._sender()
-            room = min(connection.session.free, self._allowed()) if connection else 0
+            self._go_on(connection)
+            room = min(connection.session.free, self._allowed()) if connection and not self._stopping else 0
             claimed: list[Due] = []
             if connection and room > 0 and self._unwritten < 4 * BATCH:
                 try:
@@ -119,28 +178,32 @@ class Outbound:
                     await asyncio.sleep(POLL)
             for due in claimed:
                 self._submit(connection, due)
-            if connection and claimed:
+            if connection:
                 connection.flush()
             if len(claimed) < room or room == 0:
-                await self._wait_for_work(room)
+                await self._wait_for_work(room, connection)
 
-    async def _wait_for_work(self, room: int) -> None:
-        event = self._due if room else self._freed
+    async def _wait_for_work(self, room: int, connection: Connection | None) -> None:
+        event = self._due if room and not self._begun else self._freed
+        pause = POLL
+        if (quiet := self._quiet_until - time.monotonic()) > 0:
+            pause = quiet
+        elif not room and self._link.tps and not self._quiet and connection and connection.session.free:
+            pause = 1 / self._link.tps
         try:
-            quiet = max(0.0, self._quiet_until - time.monotonic())
-            async with asyncio.timeout(quiet or (POLL if room or not self._link.tps else 1 / self._link.tps)):
+            async with asyncio.timeout(pause):
                 await event.wait()
         except TimeoutError:
             pass  # the slow poll is the safety net
         event.clear()
 
     def _allowed(self) -> int:
-        """How many messages the carrier allows now: none while it throttles; else a bucket that holds a tenth
-        of a second of its TPS.
+        """How many submits the carrier allows now: none while it wants to be left alone, and then one to see
+        whether it still does; else a bucket that holds a tenth of a second of its TPS.
         """
         now = time.monotonic()
-        if now < self._quiet_until:
-            return 0
+        if self._quiet:
+            return int(now >= self._quiet_until and not self._unanswered)
         if not self._link.tps:
             return BATCH
         room = max(1.0, self._link.tps / 10)
@@ -152,21 +215,22 @@ class Outbound:
         if dead := drop_dead(due):
             self._settle(dead)
             return
+        if not due.destination:  # an answer to a message that came from nowhere
+            self._settle(settle(due, Verdict.NEVER, datetime.now(UTC)))
+            return
         if connection is None or not connection.session.free:
             self._settle(postpone(due, 0.0))
             return
         try:
-            message = compose(due, self._keyring())
-            pdu = None if message is None else self._submit_sm(due, message)
-            if pdu is not None:
-                connection.session.request(pdu, time.monotonic(), due)
+            words = compose(due, self._keyring())
+            pdus = None if words is None else self._submits(due, words)
         except KeyringError:
-            pdu = None
+            pdus = None
         except Exception:  # a row that can never be sent must not take the others with it
             log.exception("link %s: message %d cannot be sent", self._link.name, due.id)
             self._settle(settle(due, Verdict.NEVER, datetime.now(UTC)))
             return
-        if pdu is None:
+        if pdus is None:
             if not self._lacks_key:
                 log.error("link %s: this host lacks an issuing key; replies wait for it", self._link.name)
             self._lacks_key = True
@@ -174,35 +238,74 @@ class Outbound:
             return
         self._lacks_key = False
         self._in_flight += 1
-        if self._link.tps:
-            self._allowance -= 1
+        accepted = self._accepted.pop(due.id, {})
+        unsent = deque((number, pdu) for number, pdu in enumerate(pdus, 1) if number not in accepted)
+        message = _Message(due, len(pdus), unsent, accepted, time.monotonic() + PARTS_WITHIN)
+        self._send_parts(connection, message)
+        if message.unsent:
+            self._begun.append(message)
 
-    def _submit_sm(self, due: Due, message: str) -> ShortMessage:
+    def _go_on(self, connection: Connection | None) -> None:
+        """Send the further parts of messages, as window and TPS allow. What stops halfway is tried again later."""
+        for message in self._begun:
+            if message.unsent and time.monotonic() > message.until:
+                message.fail(Verdict.AGAIN, None)
+                self._advance(message)
+            elif message.unsent and connection:
+                self._send_parts(connection, message)
+        self._begun = [message for message in self._begun if message.unsent]
+
+    def _send_parts(self, connection: Connection, message: "_Message") -> None:
+        while message.unsent and connection.session.free and self._allowed():
+            number, pdu = message.unsent.popleft()
+            try:
+                connection.session.request(pdu, time.monotonic(), (message, number))
+            except EncodeError:  # such as an address that is not Latin-1
+                log.error("link %s: message %d cannot be written as SMPP", self._link.name, message.due.id)
+                message.fail(Verdict.NEVER, None)
+                self._advance(message)
+                return
+            message.unanswered += 1
+            self._unanswered += 1
+            if self._link.tps:
+                self._allowance -= 1
+
+    def _submits(self, due: Due, words: str) -> list[ShortMessage]:
+        """The text as submits: one, or as many as it has parts. Sent again they are the same, reference included."""
         link = self._link
-        coding, body = text.encode(message, default=link.default_alphabet)
+        coding, _ = text.encode(words, default=link.default_alphabet)
+        payloads = text.split(words, due.id, default=link.default_alphabet)
         ton, npi, sender = link.sender_address(due.sender)
-        return ShortMessage(
-            Command.SUBMIT_SM,
-            source_ton=ton,
-            source_npi=npi,
-            source=sender,
-            destination_ton=link.phone_ton if due.destination_ton is None else due.destination_ton,
-            destination_npi=link.phone_npi if due.destination_npi is None else due.destination_npi,
-            destination=due.destination,
-            registered_delivery=1 if link.receipts else 0,
-            data_coding=coding,
-            short_message=body,
-        )
+        return [
+            ShortMessage(
+                Command.SUBMIT_SM,
+                source_ton=ton,
+                source_npi=npi,
+                source=sender,
+                destination_ton=link.phone_ton if due.destination_ton is None else due.destination_ton,
+                destination_npi=link.phone_npi if due.destination_npi is None else due.destination_npi,
+                destination=due.destination,
+                esm_class=text.UDH_INDICATOR if len(payloads) > 1 else 0,
+                # The last part stands for the whole: its message_id is the one that is kept.
+                registered_delivery=1 if link.receipts and number == len(payloads) else 0,
+                data_coding=coding,
+                short_message=payload,
+            )
+            for number, payload in enumerate(payloads, 1)
+        ]
 
-    def _heed(self, status: int) -> None:
-        """Leave a carrier that throttles, or whose queue is full, alone for a while, longer each time."""
-        now = time.monotonic()
-        if status in (Status.ESME_RTHROTTLED, Status.ESME_RMSGQFUL):
-            if now >= self._quiet_until:  # not for each message of the window that it refuses
-                self._quiet = min(max(self._quiet * 2, QUIET[0]), QUIET[1])
-                self._quiet_until = now + self._quiet
-        elif status == Status.ESME_ROK:
+    def _heed(self, verdict: Verdict) -> None:
+        """Leave a carrier alone for a while, longer each time, that throttles, or refuses whatever comes."""
+        if verdict in (Verdict.SENT, Verdict.NEVER):
             self._quiet = 0.0
+            self._refused_in_a_row = 0
+            return
+        self._refused_in_a_row += 1
+        now = time.monotonic()
+        # Not for each message of the window that it refuses.
+        if (verdict is Verdict.WAIT or self._refused_in_a_row >= REFUSALS) and now >= self._quiet_until:
+            self._quiet = min(max(self._quiet * 2, QUIET[0]), QUIET[1])
+            self._quiet_until = now + self._quiet
 
     def _settle(self, settled: Settled) -> None:
         self._settled.append(settled)

@@ -10,7 +10,12 @@ from caplai.store.queues import Due, Settled
 GIVE_UP = timedelta(hours=24)
 """A message is tried no longer than this (most cases have expired by then)."""
 MAX_ATTEMPTS = 40
-"""A message is tried no more often than this."""
+"""A message is tried no more often than this, unless it was told to wait."""
+TRIES_TAKE = timedelta(hours=2)
+"""Until it is this old, attempts are not held against a message: without waits that many take longer."""
+LONGEST_PAUSE = 300.0
+LONGEST_WAIT = 20.0
+"""Seconds between tries at the most: of a message that was refused, and of one that was told to wait."""
 KEY_RETRY = 30.0
 """Seconds until a message is tried again whose issuing key this host does not have."""
 
@@ -21,6 +26,8 @@ class Verdict(Enum):
     SENT = "sent"
     AGAIN = "again"
     """Refused for now, or never answered (and so perhaps sent): once more, with the identical text."""
+    WAIT = "wait"
+    """The carrier throttles, or its queue is full: nothing was wrong with the message."""
     NEVER = "never"
 
 
@@ -43,14 +50,23 @@ def settle(
 ) -> Settled:
     """What becomes of a message: sent, due again after a pause that grows, or failed for good.
 
-    Attempts are bounded in number and time; the pause is 2, 4, 8 … 300 seconds.
+    Attempts are bounded in number and time; the pause is 2, 4, 8 … 300 seconds. To wait is bounded in time only,
+    and its pause is 0.5, 1, 2 … 20 seconds: a carrier that throttles for hours must not cost a reply, nor make
+    those that it refused first come last.
     """
     if verdict is Verdict.SENT:
         return Settled(due.id, "sent", status, message_id)
-    tired = due.attempts >= MAX_ATTEMPTS or now - due.created_at > GIVE_UP
+    wait, age = verdict is Verdict.WAIT, now - due.created_at
+    tired = (due.attempts >= MAX_ATTEMPTS and age > TRIES_TAKE and not wait) or age > GIVE_UP
     if tired or verdict is Verdict.NEVER:
         return Settled(due.id, "failed", status)
-    return Settled(due.id, "ready", status, again_in=min(2.0 ** min(due.attempts, 9), 300.0))
+    doubled = 2.0 ** min(due.attempts, 9)
+    return Settled(
+        due.id,
+        "ready",
+        status,
+        again_in=min(doubled / 4, LONGEST_WAIT) if wait else min(doubled, LONGEST_PAUSE),
+    )
 
 
 def postpone(due: Due, seconds: float) -> Settled:

@@ -191,7 +191,7 @@ def test_a_submit_without_answer_is_sent_again_with_the_identical_text(scenario,
         first, second = await carrier.replies(2, seconds=15)
         assert first == second
 
-    scenario(play, response_timeout=1.0)
+    scenario(play, submit_timeout=1.0)
     assert conn.execute("select state, attempts from outbox").fetchall() == [("sent", 2)]
 
 
