@@ -35,7 +35,10 @@ class Connection(asyncio.Protocol):
             Role.ESME,
             window=link.window,
             timers=Timers(
-                enquire_link=link.enquire_link, response=link.response_timeout, message=link.submit_timeout
+                enquire_link=link.enquire_link,
+                response=link.response_timeout,
+                bind=link.response_timeout,
+                message=link.submit_timeout,
             ),
             now=time.monotonic(),
         )

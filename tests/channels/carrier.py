@@ -3,7 +3,7 @@
 import asyncio
 import time
 
-from caplai.smpp.pdu import Command, ShortMessage, Status
+from caplai.smpp.pdu import Command, Decoder, ShortMessage, Status
 from caplai.smpp.session import BindRequested, Closed, Request, RequestLost, Response, Role, Session
 
 
@@ -14,11 +14,22 @@ class Carrier:
         self.password = password
         self.tls = tls
         self.binds = []
+        self.bind_statuses = []
+        """What to refuse the next binds with; then they are taken if the password is right."""
+        self.before_bind_response = b""
         self.submitted = []
         self.submitted_at = []
         self.statuses = []
         """What to answer the next submits with; then ESME_ROK."""
         self.answer_submits = True
+        self.answer = None
+        """In place of the two above: called with each submit, it answers as it likes (`respond`, `write`)."""
+        self.message_id = str
+        """The message_id of the nth submit."""
+        self.deaf = False
+        """Take nothing in and answer nothing, with the connection open."""
+        self.heard = []
+        """Every PDU that came, of all connections."""
         self.connections = []
         self._news = asyncio.Condition()
 
@@ -34,8 +45,11 @@ class Carrier:
     async def _serve(self, reader, writer):
         connection = _Connection(self, reader, writer)
         self.connections.append(connection)
+        await self.tell()
         try:
             await connection.run()
+        except ConnectionError:
+            connection.end()
         finally:
             self.connections.remove(connection)
             await self.tell()
@@ -61,14 +75,25 @@ class Carrier:
     async def bound(self, count=1):
         await self.until(lambda: sum(bool(c.bound) for c in self.connections) == count)
 
+    async def bound_again(self, binds):
+        """Wait for the bind after the first `binds`."""
+        await self.until(lambda: len(self.binds) > binds and any(c.bound for c in self.connections))
+
+    def write(self, data):
+        """Whatever bytes, to the bound peer."""
+        self.receiver.writer.write(data)
+
     async def deliver(self, text, source="84327000686", *, wait=True, **fields):
         """Deliver a text; returns the command_status of the answer, or a future of it."""
-        values = {"source_ton": 1, "source_npi": 1, "destination": "8079", "short_message": text} | fields
-        if isinstance(values["short_message"], str):
-            values["short_message"] = values["short_message"].encode("ascii")
-        values = {"command_id": Command.DELIVER_SM} | values
-        answer = self.receiver.request(ShortMessage(source=source, **values))
+        answer = self.receiver.request(delivery(text, source, **fields))
         return await asyncio.wait_for(answer, 10) if wait else answer
+
+    def respond(self, submit, status=0, message_id=""):
+        """Answer a submit, now or later, on the connection that it came by if that still stands."""
+        for connection in self.connections:
+            if submit in connection.submitted:
+                connection.session.respond(submit, status, message_id=message_id, now=time.monotonic())
+                connection.flush()
 
     def texts(self):
         return [pdu.short_message.decode("ascii") for pdu in self.submitted]
@@ -77,12 +102,26 @@ class Carrier:
         await self.until(lambda: len(self.submitted) >= count, seconds)
         return self.texts()
 
+    def statuses_heard(self, command):
+        """The command_status of each PDU of this command that came, in order."""
+        return [pdu.status for pdu in self.heard if pdu.command_id == command]
+
+
+def delivery(text, source="84327000686", **fields):
+    """A deliver_sm."""
+    values = {"source_ton": 1, "source_npi": 1, "destination": "8079", "short_message": text} | fields
+    if isinstance(values["short_message"], str):
+        values["short_message"] = values["short_message"].encode("ascii")
+    return ShortMessage(source=source, **{"command_id": Command.DELIVER_SM} | values)
+
 
 class _Connection:
     def __init__(self, carrier, reader, writer):
         self.carrier, self.reader, self.writer = carrier, reader, writer
         self.session = Session(Role.SMSC, window=100, now=time.monotonic())
         self.bound = None
+        self.submitted = []
+        self._decoder = Decoder()
 
     def request(self, pdu):
         answer = asyncio.get_running_loop().create_future()
@@ -95,10 +134,16 @@ class _Connection:
 
     async def run(self):
         while data := await self.reader.read(65536):
+            if self.carrier.deaf:
+                continue
+            self.carrier.heard += self._decoder.feed(data)
             for event in self.session.receive(data, time.monotonic()):
                 self.handle(event)
             self.flush()
             await self.carrier.tell()
+        self.end()
+
+    def end(self):
         for event in self.session.closed_by_peer(time.monotonic()):
             self.handle(event)
 
@@ -107,19 +152,25 @@ class _Connection:
         match event:
             case BindRequested(pdu):
                 self.carrier.binds.append(pdu)
-                if pdu.password == self.carrier.password:
-                    self.session.accept_bind(pdu, "smsc", now)
-                    self.bound = (
-                        pdu.kind.name if pdu.kind.name.startswith("BIND") else f"BIND_{pdu.kind.name}"
-                    )
-                else:
-                    self.session.refuse_bind(pdu, Status.ESME_RINVPASWD, now)
+                status = self.carrier.bind_statuses.pop(0) if self.carrier.bind_statuses else 0
+                if status == 0 and pdu.password != self.carrier.password:
+                    status = Status.ESME_RINVPASWD
+                if status:
+                    self.session.refuse_bind(pdu, status, now)
+                    return
+                self.writer.write(self.carrier.before_bind_response)
+                self.session.accept_bind(pdu, "smsc", now)
+                self.bound = pdu.kind.name if pdu.kind.name.startswith("BIND") else f"BIND_{pdu.kind.name}"
             case Request(pdu):
+                self.submitted.append(pdu)
                 self.carrier.submitted.append(pdu)
                 self.carrier.submitted_at.append(now)
-                if self.carrier.answer_submits:
+                if self.carrier.answer is not None:
+                    self.carrier.answer(pdu)
+                elif self.carrier.answer_submits:
                     status = self.carrier.statuses.pop(0) if self.carrier.statuses else 0
-                    self.session.respond(pdu, status, message_id=str(len(self.carrier.submitted)), now=now)
+                    message_id = self.carrier.message_id(len(self.carrier.submitted))
+                    self.session.respond(pdu, status, message_id=message_id, now=now)
             case Response():
                 event.context.set_result(event.pdu.status)
             case RequestLost():
