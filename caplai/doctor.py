@@ -2,29 +2,35 @@
 
 import contextlib
 import os
+import secrets
 import socket
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import psycopg
 
 from caplai import processes
 from caplai.channels.links import Link
+from caplai.channels.trial import Trial
 from caplai.config import Config, ConfigError, load
 from caplai.local_postgres import LocalPostgresError
+from caplai.smpp.pdu import status_name
 from caplai.store.keyring import KINDS, KeyringError, KeyringFile
+from caplai.store.leases import Leases
 
 OLDEST_POSTGRESQL = 15
+LAST = 100_000
+"""Messages to phones that are looked at for failures."""
 _PATIENCE = 3.0
 """Seconds to wait for a carrier's host."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at. `mend`: what to do about it."""
+    """One thing that was looked at. `well` None: it asks or tells. `mend`: what to do about it."""
 
     what: str
-    well: bool
+    well: bool | None
     says: str
     mend: str = ""
 
@@ -117,6 +123,7 @@ def _database(config: Config) -> Iterator[Finding]:
                 return
             yield Finding("tables", True, "up to date")
             yield _inbox(conn)
+            yield _replies(conn)
     except LocalPostgresError as error:
         says, _, mend = str(error).partition("\n")
         yield Finding("database", False, says, mend)
@@ -144,6 +151,64 @@ def _inbox(conn: psycopg.Connection) -> Finding:
         else "Is an engine running? See its log; caplai parked lists messages that met an error of ours."
     )
     return Finding("inbox", well, says, mend)
+
+
+def _replies(conn: psycopg.Connection) -> Finding:
+    """What carriers would not take, of the last messages only: the table is large."""
+    rows = conn.execute(
+        "select link, status, count(*) from outbox where state = 'failed'"
+        " and id > (select coalesce(max(id), 0) from outbox) - %s and settled_at > now() - interval '1 day'"
+        " group by 1, 2 order by 3 desc",
+        [LAST],
+    ).fetchall()
+    if not rows:
+        return Finding("replies", True, f"of the last {LAST:,} none failed within a day")
+    each = (
+        f"{link} {'no answer' if status is None else status_name(status)} {n}" for link, status, n in rows
+    )
+    mend = (
+        "What the carrier says about these statuses decides: is the sender, or a setting of the link, wrong?"
+    )
+    return Finding("replies", False, f"failed within a day: {', '.join(each)}", mend)
+
+
+async def try_link(
+    link: Link,
+    keyword: str,
+    report: Callable[[Finding], None],
+    *,
+    timeout: float,
+    word: str | None,
+    statuses: Sequence[int],
+    send_to: str | None,
+    deliveries: bool,
+) -> None:
+    """Try a link out against its SMSC, unless an engine holds it. Needs the database, with Django set up."""
+
+    def say(what: str, well: bool | None, says: str, mend: str = "") -> None:
+        report(Finding(f"link {link.name}: {what}", well, says, mend))
+
+    leases = Leases()
+    try:
+        if not await leases.hold(link.name, 1):
+            mend = (
+                "Stop every engine that may hold it (of each host, for another one takes over), try the link, and"
+                " start them again. Meanwhile messages wait at the SMSC."
+            )
+            say("lease", False, "an engine holds it", mend)
+            return
+        trial = Trial(
+            link,
+            say,
+            timeout=timeout,
+            word=word or f"{keyword} THU {secrets.randbelow(9000) + 1000}",
+            statuses=statuses,
+            send_to=send_to,
+            deliveries=deliveries,
+        )
+        await trial.run()
+    finally:
+        leases.close()
 
 
 def _link(link: Link) -> Finding:

@@ -16,6 +16,7 @@ from caplai.domain.issuing import Keyring
 from caplai.service.deliver import KEY_RETRY, Verdict, compose, drop_dead, postpone, settle
 from caplai.smpp import text
 from caplai.smpp.pdu import Command, EncodeError, ShortMessage, Status
+from caplai.smpp.receipt import bare_id
 from caplai.smpp.session import RequestLost, Response
 from caplai.store import queues
 from caplai.store.db import DatabaseThreads
@@ -156,7 +157,7 @@ class Outbound:
             self._accepted[due.id] = message.accepted  # the others are sent once more, not these
             if len(self._accepted) > MOST_PARTLY_ACCEPTED:
                 del self._accepted[next(iter(self._accepted))]
-        message_id = message.accepted.get(message.total) if self._link.receipts else None
+        message_id = bare_id(message.accepted.get(message.total, "")) if self._link.receipts else None
         self._settle(
             settle(due, verdict, datetime.now(UTC), status=message.status, message_id=message_id or None)
         )

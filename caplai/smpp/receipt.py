@@ -79,8 +79,13 @@ def parse(text: str, tlvs: Tlvs) -> Receipt:
     )
 
 
+def bare_id(message_id: str) -> str:
+    """The message_id of a submit_sm_resp as it is kept for matching: the receipt may leave its zeros out."""
+    return message_id.lstrip("0") or message_id[:1]
+
+
 def id_candidates(message_id: str) -> list[str]:
-    """The forms under which the same message_id may have come in submit_sm_resp, the likeliest first.
+    """The forms under which the message_id of submit_sm_resp may have been kept, the likeliest first.
 
     Carriers give it with and without leading zeros, and in decimal in one place and hex in the other.
     """
