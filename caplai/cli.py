@@ -528,6 +528,25 @@ def parked(retry: bool) -> None:
                 click.echo(f"{message:>12}  {received_at:%F %T %Z}  {error}")
 
 
+@main.command()
+@click.option("--count", type=click.IntRange(min=1), default=100, show_default=True, help="How many at most.")
+def failed(count: int) -> None:
+    """List the latest messages to phones that were given up: refused for good, or tried for too long.
+
+    Each line: its id, when, link, kind, the carrier's last status, and how often it was tried. Whoever
+    waits for it can text again: the password of an open case is the same.
+    """
+    with _ready(_config()):
+        from caplai.smpp.pdu import status_name
+        from caplai.store.db import connect
+        from caplai.store.queues import list_failed
+
+        with connect() as conn:
+            for message, when, link, kind, status, attempts in list_failed(conn, count):
+                said = "no answer" if status is None else status_name(status)
+                click.echo(f"{message:>12}  {when:%F %T %Z}  {link}  {kind}  {said}  {attempts}")
+
+
 @main.group()
 def keys() -> None:
     """The keyring: what issued passwords are derived from, and what protects the chosen ones."""

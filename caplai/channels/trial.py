@@ -225,7 +225,6 @@ class Trial:
                 mend = "If the carrier means otherwise: temporary_statuses, permanent_statuses of the link."
                 self._say("sending", False, says, mend)
                 return
-            self._sent_ids.append(getattr(answer.pdu, "message_id", ""))
         self._say("sending", True, f"ESME_ROK; the message_ids are {id_form(self._sent_ids)}", "")
         await self._await_receipts()
 
@@ -365,6 +364,8 @@ class Trial:
             case Alive(sent_at):
                 self._alive.put_nowait(time.monotonic() - sent_at)
             case Response() | RequestLost():
+                if isinstance(event, Response) and event.accepted:  # at once: its receipt may be the next PDU
+                    self._sent_ids.append(getattr(event.pdu, "message_id", ""))
                 self._answers.put_nowait(event)
             case Request(pdu):
                 self._delivered(connection, pdu)

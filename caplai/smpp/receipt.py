@@ -45,11 +45,12 @@ class Receipt:
 
 
 def is_receipt(pdu: ShortMessage) -> bool:
-    """Whether a deliver_sm is an SMSC delivery receipt rather than a message (§5.2.12).
+    """Whether a deliver_sm tells what became of a message of ours, rather than being one (§5.2.12).
 
-    Acknowledgements by the phone or its user and intermediate notifications are other types.
+    A delivery receipt or an intermediate notification, or what names a message of ours although its SMSC forgot
+    the flag: no phone can write that parameter. Acknowledgements by the phone or its user are other types.
     """
-    return pdu.esm_class & 0x3C == 0x04
+    return pdu.esm_class & 0x3C in (0x04, 0x20) or find_tlv(pdu.tlvs, Tag.RECEIPTED_MESSAGE_ID) is not None
 
 
 def parse(text: str, tlvs: Tlvs) -> Receipt:

@@ -107,13 +107,19 @@ def test_parsing_never_raises(text, tlvs):
         (0x07, True),  # the mode bits mean nothing here
         (0x08, False),  # acknowledgement by the phone
         (0x10, False),  # by the user
-        (0x20, False),  # intermediate notification
+        (0x20, True),  # intermediate notification
         (0x0C, False),
         (0x24, False),
     ],
 )
 def test_is_receipt(esm_class, receipt):
     assert is_receipt(ShortMessage(Command.DELIVER_SM, esm_class=esm_class)) is receipt
+
+
+def test_what_names_a_message_of_ours_is_a_receipt_whatever_its_flags():
+    pdu = ShortMessage(Command.DELIVER_SM, tlvs=[(Tag.RECEIPTED_MESSAGE_ID, b"1\0")])
+    assert is_receipt(pdu)
+    assert not is_receipt(ShortMessage(Command.DELIVER_SM, tlvs=[(Tag.MESSAGE_STATE, b"\2")]))
 
 
 @pytest.mark.parametrize(
