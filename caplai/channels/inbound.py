@@ -1,6 +1,7 @@
 """From phones: what a carrier delivers is stored in batches, then answered; never with an OK before."""
 
 import asyncio
+import hashlib
 import logging
 import time
 from collections.abc import Callable
@@ -27,7 +28,7 @@ SUSPICION = 65.0
 """Seconds after a bind in which a delivery may be one that an earlier connection did not acknowledge:
 the 60 of service.md and a margin for the carrier's clock."""
 MOST_WAITING = 5000
-"""Deliveries that may wait for their answer; more are answered "try again" at once."""
+"""Deliveries that may wait for their answer, long ones counting for several; more are refused for now at once."""
 MOST_DOUBTFUL = 50_000
 """Messages remembered as perhaps stored; with more, every message is looked up in the store for a while."""
 LONGEST_ADDRESS = 255
@@ -44,6 +45,16 @@ def _twin(pdu: ShortMessage) -> _Twin:
     # Parts by SAR may have equal bodies; their number tells them apart.
     number = find_tlv(pdu.tlvs, Tag.SAR_SEGMENT_SEQNUM) if pdu.tlvs else None
     return pdu.source, pdu.destination, pdu.payload + (number or b"")
+
+
+def _fingerprint(pdu: ShortMessage) -> bytes:
+    """A twin in few octets, for those that are remembered for long."""
+    return hashlib.blake2b(repr(_twin(pdu)).encode(), digest_size=16).digest()
+
+
+def _weight(pdu: ShortMessage) -> int:
+    """For how many ordinary messages this one counts in memory."""
+    return 1 + len(pdu.payload) // 256
 
 
 def _part(pdu: ShortMessage) -> tuple[text.Part | None, bytes]:
@@ -92,9 +103,10 @@ class Inbound:
         # Deliveries that wait for their answer, and those that were answered "try again" although they are
         # stored, or may be: they will come again.
         self._unanswered: dict[_Twin, list[tuple[Connection, ShortMessage]]] = {}
-        self._doubtful: dict[_Twin, float] = {}
+        self._doubtful: dict[bytes, float] = {}  # by _fingerprint
         self._all_doubtful_until = 0.0
         self._waiting = 0
+        self._told_address = False
 
     @property
     def busy(self) -> bool:
@@ -107,9 +119,11 @@ class Inbound:
 
     def arrive(self, connection: Connection, pdu: ShortMessage) -> None:
         if wrong := _wrong_address(pdu):
-            log.warning(
-                "link %s: %r: an address of more than %d octets", self._link.name, pdu, LONGEST_ADDRESS
-            )
+            if not self._told_address:
+                self._told_address = True
+                log.warning(
+                    "link %s: refusing addresses of more than %d octets", self._link.name, LONGEST_ADDRESS
+                )
             self._respond(connection, pdu, wrong)
             return
         twin = _twin(pdu)
@@ -119,7 +133,7 @@ class Inbound:
                 self._doubt(pdu)
             self._respond(connection, pdu, self._link.try_again_status)
             return
-        self._waiting += 1
+        self._waiting += _weight(pdu)
         if waiting is not None:
             waiting.append((connection, pdu))  # the carrier asks again before we answered: the same message
         else:
@@ -217,12 +231,12 @@ class Inbound:
         if len(self._doubtful) >= MOST_DOUBTFUL:
             self._doubtful.clear()
             self._all_doubtful_until = until
-        self._doubtful[_twin(pdu)] = until
+        self._doubtful[_fingerprint(pdu)] = until
 
     def _answer(self, pdu: ShortMessage, status: int) -> None:
         """Answer a delivery, and whatever else the carrier asked of the same message meanwhile."""
         for connection, asked in self._unanswered.pop(_twin(pdu), ()):
-            self._waiting -= 1
+            self._waiting -= _weight(asked)
             self._respond(connection, asked, status)
 
     def _respond(self, connection: Connection, pdu: ShortMessage, status: int) -> None:
@@ -232,7 +246,9 @@ class Inbound:
     def _to_store(self, connection: Connection, pdu: ShortMessage) -> Arrival:
         now = time.monotonic()
         suspect = Suspect.NO
-        if max(self._doubtful.get(_twin(pdu), 0.0), self._all_doubtful_until) > now:
+        if self._all_doubtful_until > now or (
+            self._doubtful and self._doubtful.get(_fingerprint(pdu), 0.0) > now
+        ):
             suspect = Suspect.ANY
         elif connection.bound_at is not None and now - connection.bound_at < SUSPICION:
             suspect = Suspect.UNCONFIRMED
@@ -271,7 +287,7 @@ class Inbound:
     async def tidy(self) -> None:
         """Forget doubts whose time is over, and join what waited too long for its other parts."""
         now = time.monotonic()
-        self._doubtful = {twin: until for twin, until in self._doubtful.items() if until > now}
+        self._doubtful = {which: until for which, until in self._doubtful.items() if until > now}
         try:
             await self._database.run(queues.sweep_segments, self._link.name, self._join, SEGMENT_PATIENCE)
         except psycopg.Error:

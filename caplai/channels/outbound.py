@@ -91,12 +91,13 @@ class Outbound:
         self._settled_event = asyncio.Event()
         self._unwritten = 0
         self._in_flight = 0
-        self._unanswered = 0
         self._begun: list[_Message] = []
         self._accepted: dict[int, dict[int, str]] = {}
         self._refused_in_a_row = 0
         self._quiet = 0.0
         self._quiet_until = 0.0
+        self._asked_until = 0.0
+        """Until then the one message that asks whether the throttling is over may be answered."""
         self._allowance = 0.0
         self._allowance_at = time.monotonic()
 
@@ -139,15 +140,15 @@ class Outbound:
         message.fail(Verdict.AGAIN, None)
         self._advance(message)
 
-    def _off_the_wire(self, event: Response | RequestLost) -> "tuple[_Message, int]":
+    def _off_the_wire(self, event: Response | RequestLost) -> tuple[_Message, int]:
         assert isinstance(event.context, tuple)
         message, number = event.context
         message.unanswered -= 1
-        self._unanswered -= 1
+        self._asked_until = 0.0
         self._freed.set()
         return message, number
 
-    def _advance(self, message: "_Message") -> None:
+    def _advance(self, message: _Message) -> None:
         """Settle a message whose submits are all answered; one that has parts left goes on by itself."""
         if message.unanswered or message.unsent:
             return
@@ -204,7 +205,7 @@ class Outbound:
         """
         now = time.monotonic()
         if self._quiet:
-            return int(now >= self._quiet_until and not self._unanswered)
+            return int(now >= max(self._quiet_until, self._asked_until))
         if not self._link.tps:
             return BATCH
         room = max(1.0, self._link.tps / 10)
@@ -256,7 +257,7 @@ class Outbound:
                 self._send_parts(connection, message)
         self._begun = [message for message in self._begun if message.unsent]
 
-    def _send_parts(self, connection: Connection, message: "_Message") -> None:
+    def _send_parts(self, connection: Connection, message: _Message) -> None:
         while message.unsent and connection.session.free and self._allowed():
             number, pdu = message.unsent.popleft()
             try:
@@ -267,7 +268,8 @@ class Outbound:
                 self._advance(message)
                 return
             message.unanswered += 1
-            self._unanswered += 1
+            if self._quiet:
+                self._asked_until = time.monotonic() + QUIET[1]
             if self._link.tps:
                 self._allowance -= 1
 

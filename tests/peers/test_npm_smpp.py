@@ -11,6 +11,7 @@ from django.conf import settings
 
 from caplai.channels.esme import BACKOFF
 from caplai.channels.links import Link
+from caplai.doctor import Finding, try_link
 from caplai.domain.issuing import Inputs, derive
 from caplai.engine import Engine
 from caplai.simulator import Simulator
@@ -290,3 +291,44 @@ def test_npm_talks_with_a_phone_of_the_simulator():
             assert sim.smsc.bound == 0
 
     asyncio.run(scenario())
+
+
+def test_a_link_is_tried_out_at_onboarding(transactional_db: None) -> None:
+    """`caplai doctor --link`: npm never delivers again by itself, so each status counts as given up."""
+
+    async def scenario() -> list[Finding]:
+        findings: list[Finding] = []
+        async with Node() as node:
+            link = Link(name="npm", host="127.0.0.1", port=await node.listen(), password="secret")
+            trial = asyncio.create_task(
+                try_link(
+                    link,
+                    "BH",
+                    findings.append,
+                    timeout=1.0,
+                    word="BH THU 77",
+                    statuses=[Status.ESME_RX_T_APPN],
+                    send_to=PHONE,
+                    deliveries=True,
+                )
+            )
+            session = (await node.event("session"))["session"]
+            assert [text_of((await node.request("submit_sm"))["pdu"]) for _ in "12"] == [
+                "BH THU 77 1/2",
+                "BH THU 77 2/2",
+            ]
+            await until(lambda: any('text "BH THU 771"' in finding.says for finding in findings))
+            other = await node.ask(session, "deliver_sm", **FROM_PHONE, short_message="BH MK 0123456789")
+            asked = await node.ask(session, "deliver_sm", **FROM_PHONE, short_message="bh thu 77 1")
+            assert other["command_status"] == Status.ESME_RSYSERR
+            assert asked["command_status"] == Status.ESME_RX_T_APPN
+            await trial
+            await node.event("close", session=session)
+        return findings
+
+    told = {finding.what.removeprefix("link npm: "): finding for finding in asyncio.run(scenario())}
+    assert "calls itself 'npm-smpp' and speaks SMPP 3.4" in told["bind as transceiver"].says
+    assert told["sending"].says == "ESME_ROK; the message_ids are decimal"
+    assert told["receipts"].well is False
+    assert "it gives up after: ESME_RX_T_APPN" in told["try_again_status"].says
+    assert Inbox.objects.count() == 0
