@@ -117,7 +117,9 @@ def test_attempts_end_in_number_and_in_time_and_waits_in_time():
 # --- throttling --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("status", [Status.ESME_RTHROTTLED, Status.ESME_RMSGQFUL])
+@pytest.mark.parametrize(
+    "status", [Status.ESME_RTHROTTLED, pytest.param(Status.ESME_RMSGQFUL, marks=pytest.mark.slow)]
+)
 def test_a_carrier_that_takes_some_and_throttles_others_gets_each_once(scenario, conn, status):  # noqa: F811
     """It takes five at a time; nothing is lost, nothing taken twice, and receipts still find their message."""
     taken = {}
@@ -180,7 +182,7 @@ def test_after_throttling_one_message_asks_whether_it_is_over_and_the_first_go_f
     scenario(play, window=4)
 
 
-@pytest.mark.parametrize("status", [Status.ESME_RSYSERR, 0x444])
+@pytest.mark.parametrize("status", [Status.ESME_RSYSERR, pytest.param(0x444, marks=pytest.mark.slow)])
 def test_a_carrier_that_refuses_whatever_comes_is_not_stormed(scenario, conn, status, monkeypatch):  # noqa: F811
     monkeypatch.setattr(outbound, "QUIET", (0.5, 0.5))
 
@@ -257,7 +259,7 @@ def joined(pdus):
     return text.decode(pdus[0].data_coding, octets).text, reference
 
 
-@pytest.mark.parametrize("window", [1, 2, 50])
+@pytest.mark.parametrize("window", [1, 50])
 def test_a_text_of_several_segments_goes_out_in_parts(scenario, conn, window):  # noqa: F811
     async def play(carrier):
         await carrier.bound()
@@ -272,7 +274,14 @@ def test_a_text_of_several_segments_goes_out_in_parts(scenario, conn, window):  
     assert conn.execute("select message_id from outbox").fetchall() == [("3",)]
 
 
-@pytest.mark.parametrize("refusal", [Status.ESME_RTHROTTLED, Status.ESME_RSYSERR, None])
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        Status.ESME_RTHROTTLED,
+        pytest.param(Status.ESME_RSYSERR, marks=pytest.mark.slow),
+        pytest.param(None, marks=pytest.mark.slow),
+    ],
+)
 def test_only_the_part_that_was_not_taken_is_sent_again(scenario, conn, refusal):  # noqa: F811
     async def play(carrier):
         await carrier.bound()
@@ -307,6 +316,7 @@ def test_a_part_refused_for_good_ends_the_message(scenario, conn):  # noqa: F811
     assert conn.execute("select status from outbox").fetchall() == [(Status.ESME_RINVDSTADR,)]
 
 
+@pytest.mark.slow
 def test_parts_cut_off_by_a_lost_connection_are_sent_again(scenario, conn):  # noqa: F811
     async def play(carrier):
         await carrier.bound()
@@ -327,6 +337,7 @@ def test_parts_cut_off_by_a_lost_connection_are_sent_again(scenario, conn):  # n
     scenario(play)
 
 
+@pytest.mark.slow
 def test_tps_counts_parts(scenario, conn):  # noqa: F811
     async def play(carrier):
         await carrier.bound()
