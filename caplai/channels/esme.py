@@ -31,7 +31,7 @@ from caplai.smpp.session import (
 )
 from caplai.store import queues
 from caplai.store.db import DatabaseThreads
-from caplai.store.leases import Leases
+from caplai.store.leases import TTL, Leases
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,9 @@ HEARTBEAT = 1.0
 TIDY = 5.0
 TELL = 60.0
 """Seconds between lines of the log about PDUs of one sort that are ignored."""
+LET_GO = 30.0
+"""Seconds without the database after which a bind is given up: another engine may hold the lease by then, and
+few carriers would let it bind beside us."""
 BACKOFF = (0.5, 30.0)
 """Seconds between attempts to connect: the first pause and the longest; each is jittered."""
 
@@ -112,26 +115,31 @@ class Esme:
     async def _keep_lease(self) -> None:
         """Bind only while we hold a lease of the link: of several engines, as many as it may have binds.
 
-        While the database is away a bind is kept: nobody else can take the lease then, and what arrives is
-        answered "try again".
+        While the database is away a bind is kept for a while, and what arrives is answered "try again"; but
+        nothing is sent on it from the moment that somebody else may hold the lease (`_sender`).
         """
         while not self._stopping:
             try:
                 held = await self._leases.hold(self.link.name, self.link.binds)
             except psycopg.Error:
+                if self._leased.is_set() and self._leases.age(self.link.name) > LET_GO:
+                    self._let_go("the database is away for long")
                 await self._pause(HEARTBEAT)
                 continue
             if held and not self._leased.is_set():
                 if await self._take_over():
                     self._leased.set()
             elif not held and self._leased.is_set():
-                self._leased.clear()
-                log.warning("link %s: another engine holds it; unbinding", self.link.name)
-                for connection in list(self._connections):
-                    connection.unbind()
+                self._let_go("another engine holds it")
             elif not held:
                 self._say_state("held by another engine")
             await self._pause(HEARTBEAT)
+
+    def _let_go(self, why: str) -> None:
+        self._leased.clear()
+        log.warning("link %s: %s; unbinding", self.link.name, why)
+        for connection in list(self._connections):
+            connection.unbind()
 
     async def _take_over(self) -> bool:
         """What engines before us had claimed and not settled is due again, with the identical text."""
@@ -225,7 +233,9 @@ class Esme:
                 return
 
     def _sender(self) -> Connection | None:
-        """Where to submit now."""
+        """The connection to submit on. None while another engine may hold the link: it sends what is due."""
+        if self._leases.age(self.link.name) > TTL:
+            return None
         return next(
             (c for c in self._connections if c.session.free and c.store_session is not None and not c.choked),
             None,

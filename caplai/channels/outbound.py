@@ -178,6 +178,7 @@ class Outbound:
                 except psycopg.Error:
                     self._store_is(False)
                     await asyncio.sleep(POLL)
+                connection = self._sender()  # we may have hung meanwhile, and somebody else holds the link
             for due in claimed:
                 self._submit(connection, due)
             if connection:

@@ -17,6 +17,24 @@ from caplai.store.keyring import KeyringError
 T = TypeVar("T")
 
 
+# A host that vanishes without a word must not hold a thread for the quarter of an hour that TCP would wait,
+_NETWORK = {
+    "connect_timeout": "5",
+    "tcp_user_timeout": "5000",
+    "keepalives_idle": "5",
+    "keepalives_interval": "2",
+    "keepalives_count": "2",
+}
+# nor hold its locks for the two hours that the server's kernel would; and one that hangs, its transaction's.
+# What the operator's URL sets comes after it, and so stands above.
+_SERVER = (
+    "-c tcp_user_timeout=5000 -c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=2"
+    " -c idle_in_transaction_session_timeout=15000"
+)
+
+_DJANGO = "caplai-django"  # the application_name of Django's connections
+
+
 def django_database(conninfo: str) -> dict[str, object]:
     """Django's DATABASES entry for a libpq conninfo or `postgresql://` URL."""
     parts = conninfo_to_dict(conninfo)
@@ -24,6 +42,8 @@ def django_database(conninfo: str) -> dict[str, object]:
     database: dict[str, object] = {
         ours: str(parts.pop(theirs)) for theirs, ours in names.items() if parts.get(theirs)
     }
+    parts = {"application_name": _DJANGO, **_NETWORK, **parts}
+    parts["options"] = f"{_SERVER} {parts.get('options') or ''}".strip()
     return {
         "ENGINE": "django.db.backends.postgresql",
         "CONN_MAX_AGE": None,
@@ -33,36 +53,36 @@ def django_database(conninfo: str) -> dict[str, object]:
     }
 
 
-# A host that vanishes without a word must not hold a thread for the quarter of an hour that TCP would wait.
-_NETWORK = {
-    "tcp_user_timeout": "5000",
-    "keepalives_idle": "5",
-    "keepalives_interval": "2",
-    "keepalives_count": "2",
-    "application_name": "caplai",
-}
-
-
 def conninfo() -> str:
-    """The libpq conninfo of Django's database (in tests: of the test database), with what makes a connection
-    notice a host that vanished. Holds its password.
+    """The libpq conninfo of Django's database (in tests: of the test database), for connections that are not
+    Django's. Holds its password.
     """
     settings = connections["default"].settings_dict
     names = {"NAME": "dbname", "USER": "user", "PASSWORD": "password", "HOST": "host", "PORT": "port"}
     parts = {theirs: settings[ours] for ours, theirs in names.items() if settings.get(ours)}
     options = {key: str(value) for key, value in settings["OPTIONS"].items() if isinstance(value, str | int)}
-    return make_conninfo(**{**_NETWORK, **parts, **options})
+    if options.get("application_name") == _DJANGO:
+        options["application_name"] = "caplai"
+    return make_conninfo(**{**parts, **options})
 
 
-def connect(*, connect_timeout: int = 10, statement_timeout: float | None = None) -> psycopg.Connection:
-    """A psycopg connection in autocommit; transactions are opened where they are meant. Times in seconds."""
+def connect(
+    *, connect_timeout: int = 10, statement_timeout: float | None = None, idle_timeout: float | None = None
+) -> psycopg.Connection:
+    """A psycopg connection in autocommit; transactions are opened where they are meant. Times in seconds.
+
+    The server ends it when nothing is asked for `idle_timeout`.
+    """
     parts: dict[str, Any] = {
         **conninfo_to_dict(conninfo()),
         "connect_timeout": str(connect_timeout),
     }
-    if statement_timeout is not None:
-        given = str(parts.get("options") or "")  # what the operator's URL sets goes on holding
-        parts["options"] = f"{given} -c statement_timeout={int(statement_timeout * 1000)}".strip()
+    for name, seconds in {
+        "statement_timeout": statement_timeout,
+        "idle_session_timeout": idle_timeout,
+    }.items():
+        if seconds is not None:  # what the operator's URL sets goes on holding
+            parts["options"] = f"{parts.get('options') or ''} -c {name}={int(seconds * 1000)}".strip()
     return psycopg.connect(make_conninfo(**parts), autocommit=True)
 
 
@@ -89,15 +109,27 @@ class DatabaseThreads:
     """Worker threads, each with a psycopg connection of its own, for an asyncio loop that must not wait.
 
     A connection that broke is made anew at the next call. Connecting waits `connect_timeout` seconds at
-    most, a statement `statement_timeout`, so that a call fails before a carrier's patience ends.
+    most, a statement `statement_timeout`, so that a call fails before a carrier's patience ends. The server ends
+    a connection of which nothing is asked for `idle_timeout`.
     """
 
-    def __init__(self, size: int, *, connect_timeout: int = 2, statement_timeout: float = 3.0) -> None:
+    def __init__(
+        self,
+        size: int,
+        *,
+        connect_timeout: int = 2,
+        statement_timeout: float = 3.0,
+        idle_timeout: float | None = None,
+    ) -> None:
         self._pool = ThreadPoolExecutor(size, thread_name_prefix="db")
         self._local = threading.local()
         self._connections: list[psycopg.Connection] = []
-        self._connect_timeout = connect_timeout
-        self._statement_timeout = statement_timeout
+        self._connect = functools.partial(
+            connect,
+            connect_timeout=connect_timeout,
+            statement_timeout=statement_timeout,
+            idle_timeout=idle_timeout,
+        )
 
     async def run(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """`function(connection, *args, **kwargs)` in a thread; raises what it raises."""
@@ -108,9 +140,7 @@ class DatabaseThreads:
     def _call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         connection = getattr(self._local, "connection", None)
         if connection is None or connection.closed:
-            connection = self._local.connection = connect(
-                connect_timeout=self._connect_timeout, statement_timeout=self._statement_timeout
-            )
+            connection = self._local.connection = self._connect()
             self._connections.append(connection)
         try:
             return function(connection, *args, **kwargs)

@@ -1,31 +1,45 @@
 """Who holds a link: a session-level advisory lock for each bind that a link may have.
 
-The lock lives as long as the database connection that took it, so it is free as soon as its engine is dead
-or cut off, and there is no clock to agree on.
+The lock lives as long as the database connection that took it. That ends with its engine; and the server ends
+it when nothing was asked on it for `TTL` seconds, because its engine hangs or is cut off. So there is no clock to
+agree on, and an engine that was away knows by its own that it may hold nothing any more.
 """
+
+import time
 
 import psycopg
 
 from caplai.store.db import DatabaseThreads, named_lock
 
 _LEASE = 4
+TTL = 8.0
+"""Seconds for which a lease is certain after it was asked about."""
 
 
 class Leases:
     """The leases of one engine, all on one connection of their own."""
 
     def __init__(self) -> None:
-        self._threads = DatabaseThreads(1)
+        self._threads = DatabaseThreads(1, idle_timeout=TTL)
         self._connection: psycopg.Connection | None = None
         self._held: set[str] = set()
+        self._certain_at: dict[str, float] = {}
 
     async def hold(self, link: str, binds: int) -> bool:
         """Whether this engine holds one of the link's `binds` leases, taking one if it can.
 
         To be asked about once a second: it also notices that the connection, and with it the leases, is lost.
-        Raises psycopg.Error while the database is away; then nobody can take them either.
+        Raises psycopg.Error while the database is away, at least from here.
         """
-        return await self._threads.run(self._hold, link, binds)
+        asked = time.monotonic()  # before: the server's clock starts when it answers
+        held = await self._threads.run(self._hold, link, binds)
+        if held:
+            self._certain_at[link] = asked
+        return held
+
+    def age(self, link: str) -> float:
+        """Seconds since we were certain to hold the link. Below TTL nobody else can hold our lease."""
+        return time.monotonic() - self._certain_at.get(link, float("-inf"))
 
     def close(self) -> None:
         """Give all of them up."""

@@ -70,7 +70,8 @@ class Carrier:
 
     @property
     def receiver(self):
-        return next(c for c in self.connections if c.bound in ("BIND_TRANSCEIVER", "BIND_RECEIVER"))
+        """The newest bind that takes messages: an older one may be of an engine that hangs."""
+        return next(c for c in reversed(self.connections) if c.bound in ("BIND_TRANSCEIVER", "BIND_RECEIVER"))
 
     async def bound(self, count=1):
         await self.until(lambda: sum(bool(c.bound) for c in self.connections) == count)

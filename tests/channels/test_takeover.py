@@ -3,10 +3,13 @@
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 from contextlib import contextmanager
 
+import psycopg
+import pytest
 from django.conf import settings
 
 from caplai.smpp.pdu import Status
@@ -56,6 +59,59 @@ def test_a_killed_engines_link_and_work_are_taken_over(conn, lan):
 
     asyncio.run(play())
     assert outcomes(conn)[0] == "issued"
+
+
+@pytest.mark.slow  # it waits for a lease to run out
+def test_an_engine_that_hung_sends_nothing_that_is_anothers_by_now(conn, lan):
+    async def play():
+        async with Carrier() as carrier:
+            with engine_process(carrier) as first:
+                await carrier.until(lambda: len(carrier.binds) == 1, 30)
+                await carrier.bound()
+                async with engine(carrier) as second:
+                    await asyncio.sleep(1.5)
+                    first.send_signal(signal.SIGSTOP)
+                    try:
+                        await carrier.until(lambda: len(carrier.binds) == 2, 20)
+                        await carrier.bound(2)
+                        assert await carrier.deliver(TEXT) == Status.ESME_ROK
+                        await carrier.replies(1)
+                    finally:
+                        first.send_signal(signal.SIGCONT)
+                    await carrier.until(lambda: len(carrier.connections) == 1, 10)  # it unbinds
+                    assert await carrier.deliver("BH") == Status.ESME_ROK
+                    await carrier.replies(2)
+                    assert second.failure is None
+
+    asyncio.run(play())
+    assert outcomes(conn) == ["issued", "bad_syntax"]
+    assert len({engine for (engine,) in conn.execute("select engine from link_session").fetchall()}) == 2
+
+
+def test_nothing_is_sent_while_another_engine_may_hold_the_link(conn, lan, monkeypatch):
+    """The connection that carries the lease is lost, and with it the certainty; all else works."""
+    monkeypatch.setattr("caplai.channels.esme.TTL", 1.0)
+    monkeypatch.setattr("caplai.channels.esme.LET_GO", 3.0)
+
+    async def play():
+        async with Carrier() as carrier, engine(carrier) as running:
+            await carrier.bound()
+            hold = running.leases.hold
+
+            async def lost(link, binds):
+                raise psycopg.OperationalError
+
+            running.leases.hold = lost
+            await asyncio.sleep(2.2)
+            assert await carrier.deliver(TEXT) == Status.ESME_ROK
+            await carrier.until(lambda: not carrier.connections, 5)  # and in the end the bind is given up
+            assert carrier.submitted == []
+            running.leases.hold = hold
+            await carrier.replies(1)
+            assert len(carrier.binds) == 2
+            assert running.failure is None
+
+    asyncio.run(play())
 
 
 def test_a_link_with_two_binds_is_held_by_two_engines(conn, lan):
