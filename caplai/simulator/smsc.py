@@ -7,6 +7,7 @@ All in one event loop, without a task or a timer for each message. (§ numbers: 
 import asyncio
 import heapq
 import itertools
+import random
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -149,6 +150,12 @@ class Smsc:
         """Drop every ESME's connection without a word, in the middle of whatever is under way."""
         for link in list(self._links):
             link.hang_up()
+
+    def shuffle(self, draw: random.Random) -> None:
+        """Deliver what is ready in another order than it was sent."""
+        ready = list(self._ready)
+        draw.shuffle(ready)
+        self._ready = deque(ready)
 
     @property
     def bound(self) -> int:
