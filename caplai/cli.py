@@ -52,7 +52,7 @@ def _sentence(error: Exception) -> Failure:
         return Failure(f"The configuration cannot be used.\n{error}", WRONG_USE)
     if isinstance(error, demo.Refused):
         return Failure(str(error), WRONG_USE)
-    if isinstance(error, LocalPostgresError | KeyringError | processes.ChildFailed):
+    if isinstance(error, LocalPostgresError | KeyringError | processes.ChildFailed | processes.Blocked):
         return Failure(str(error))
     if reason := processes.trouble(error):
         return Failure(f"The database cannot be used: {reason}. See: caplai doctor")

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -173,22 +174,135 @@ def pending_migrations() -> list[str]:
     return [f"{migration.app_label}.{migration.name}" for migration, _ in plan]
 
 
-def migrate() -> None:
-    """Bring the database's tables up to date; one process at a time, others wait for it and find it done."""
-    from django.core.management import call_command
+LOCK_PATIENCE = 2.0
+"""Seconds that a migration waits for a lock: whoever comes after it to the same table waits as long."""
+STATEMENT_PATIENCE = 10.0
+"""Seconds that one of its statements may take, with the locks it holds; not one that works beside the service."""
+# What takes long, and holds up nobody meanwhile.
+_BESIDE = re.compile(r"\bconcurrently\b|\bvalidate constraint\b", re.IGNORECASE)
+
+
+class Blocked(Exception):
+    """The tables could not be brought up to date; the text says by what, and what to do. Nothing is half done."""
+
+
+def migrate(*, patience: float = 300.0) -> None:
+    """Bring the database's tables up to date, beside a running service (docs/migrations.md).
+
+    One process at a time; others wait for it and find it done. A migration that cannot have a lock is rolled
+    back and tried again, with pauses that grow, for `patience` seconds; meanwhile the log says who holds it.
+    Needs setup_django(). Raises Blocked.
+    """
     from django.db import connection
 
     try:
         with connection.cursor() as cursor:
-            cursor.execute("select pg_advisory_lock(%s)", [MIGRATION_LOCK])
-        if pending_migrations():
-            call_command("migrate", interactive=False, verbosity=0)
+            cursor.execute("select pg_try_advisory_lock(%s), pg_backend_pid()", [MIGRATION_LOCK])
+            ours, pid = cursor.fetchone()
+            if ours and not pending_migrations():
+                return
+            with _Watch(pid) as watch:
+                if not ours:
+                    cursor.execute("select pg_advisory_lock(%s)", [MIGRATION_LOCK])
+                _migrate(watch, patience)
     finally:
         connection.close()  # and so the lock is free, whatever state an error has left the connection in
 
 
 MIGRATION_LOCK = 0x6361706C6169
 """The advisory lock of whoever makes or changes the tables ("caplai")."""
+
+
+def _migrate(watch: "_Watch", patience: float) -> None:
+    from django.core.management import call_command
+    from django.db import OperationalError, connection
+
+    end, pause = time.monotonic() + patience, 1.0
+
+    def timed(
+        execute: Callable[..., object], sql: str, params: object, many: bool, context: object
+    ) -> object:
+        beside = _BESIDE.search(str(sql)) is not None
+        left = max(1.0, end - time.monotonic())
+        _set_timeouts(left if beside else LOCK_PATIENCE, 0 if beside else STATEMENT_PATIENCE)
+        return execute(sql, params, many, context)
+
+    while names := pending_migrations():
+        try:
+            with connection.execute_wrapper(timed):
+                call_command("migrate", interactive=False, verbosity=0)
+        except OperationalError as error:
+            left = pending_migrations()
+            if left != names:
+                pause = 1.0
+            if isinstance(error.__cause__, psycopg.errors.QueryCanceled):
+                raise Blocked(
+                    f"The migration {left[0]} was stopped: one of its statements took longer than"
+                    f" {STATEMENT_PATIENCE:.0f} s. Nothing of it is left. Is the server busy? Run it again later."
+                ) from None
+            if not isinstance(
+                error.__cause__, psycopg.errors.LockNotAvailable | psycopg.errors.DeadlockDetected
+            ):
+                raise
+            if time.monotonic() + pause > end:
+                raise Blocked(
+                    f"The migration {left[0]} cannot have a lock that it needs: {watch.holders or 'unknown holder'}."
+                    " Nothing of it is left. End what holds it (select pg_terminate_backend(PID)), or run it again."
+                ) from None
+            log.warning("migration %s: no lock; trying again in %.0f s", left[0], pause)
+            time.sleep(pause)
+            pause = min(pause * 2, 30.0)
+
+
+def _set_timeouts(lock: float, statement: float) -> None:
+    from django.db import connection
+
+    assert connection.connection is not None
+    connection.connection.execute(
+        "select set_config('lock_timeout', %s, false), set_config('statement_timeout', %s, false)",
+        [str(int(lock * 1000)), str(int(statement * 1000))],
+    )
+
+
+class _Watch:
+    """Looks, beside a session of ours that may have to wait, at who it waits for, and logs each of them once."""
+
+    def __init__(self, pid: int) -> None:
+        self.holders = ""
+        """Who was waited for last: process id, application and for how long, never what it runs."""
+        self._pid = pid
+        self._said: set[int] = set()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> "_Watch":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(5.0)
+
+    def _run(self) -> None:
+        from caplai.store.db import connect
+
+        with contextlib.suppress(psycopg.Error), connect(statement_timeout=3.0) as conn:
+            while not self._stop.wait(0.2):
+                found = conn.execute(
+                    "select pid, coalesce(nullif(application_name, ''), 'unnamed'), coalesce(state, 'unknown'),"
+                    " extract(epoch from clock_timestamp() - coalesce(xact_start, backend_start))::int"
+                    " from pg_stat_activity where pid = any(pg_blocking_pids(%s)) order by 4 desc",
+                    [self._pid],
+                ).fetchall()
+                if not found:
+                    continue
+                said = [
+                    f"process {pid} ({name}, {state}, for {seconds} s)" for pid, name, state, seconds in found
+                ]
+                self.holders = "held by " + ", ".join(said)
+                if not {row[0] for row in found} <= self._said:
+                    self._said |= {row[0] for row in found}
+                    log.warning("migrations wait for a lock: %s", self.holders)
 
 
 # --- ports and children ----------------------------------------------------------------------------

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from django.core.management import call_command
 
+from caplai import processes
 from caplai.local_postgres import LocalPostgres, LocalPostgresError, Status
 from caplai.processes import ChildFailed, Children, Database, Stopped, free_port, stoppable, trouble
+from caplai.store.db import connect
 
 
 def until(condition, seconds=20.0):
@@ -266,3 +269,114 @@ print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))  # PR_GET_DUMPABLE
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert bool(int(done.stdout)) is readable
+
+
+# --- the tables ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def old_schema(conn):
+    """The database as it was before the migrations that came after the first."""
+    call_command("migrate", "store", "0001_initial", verbosity=0)
+    yield conn
+    conn.rollback()
+    call_command("migrate", verbosity=0)
+
+
+@pytest.fixture
+def migrating(monkeypatch):
+    """processes.migrate in a thread of its own, with little patience for locks; returns what it raised."""
+    monkeypatch.setattr(processes, "LOCK_PATIENCE", 0.6)
+
+    def start(patience):
+        def run():
+            try:
+                processes.migrate(patience=patience)
+            except processes.Blocked as blocked:
+                said.append(str(blocked))
+
+        said = []
+        thread = threading.Thread(target=run)
+        thread.start()
+        return thread, said
+
+    return start
+
+
+def insert(conn):
+    conn.execute("insert into inbox (link, source, destination, text) values ('x', '1', '8079', 'BH')")
+
+
+def test_migrations_wait_for_a_lock_by_pieces_and_say_who_holds_it(old_schema, migrating, caplog):
+    holder = old_schema
+    holder.execute("begin; select from inbox limit 1")
+    with connect() as service:
+        thread, said = migrating(60)
+        until(lambda: "trying again" in caplog.text)
+        for _ in range(10):  # the service goes on between the attempts
+            service.execute("set lock_timeout = '1s'")
+            insert(service)
+            time.sleep(0.1)
+        until(lambda: "wait for a lock" in caplog.text)
+    assert f"process {holder.info.backend_pid} (caplai, idle in transaction, for " in caplog.text
+    assert "select" not in caplog.text
+    holder.execute("rollback")
+    thread.join(30)
+    assert said == []
+    assert processes.pending_migrations() == []
+    assert caplog.text.count("wait for a lock") == 1
+
+
+def test_migrations_that_cannot_have_a_lock_leave_nothing_half_done(old_schema, migrating):
+    before = processes.pending_migrations()
+    old_schema.execute("begin; select from inbox limit 1")
+    thread, said = migrating(2)
+    thread.join(30)
+    old_schema.execute("rollback")
+    [blocked] = said
+    assert blocked.startswith("The migration store.0002_requests_and_processes cannot have a lock")
+    assert f"process {old_schema.info.backend_pid} (caplai, " in blocked
+    assert processes.pending_migrations() == before
+    assert old_schema.execute("select to_regclass('process')").fetchone() == (None,)
+
+
+def test_a_statement_that_takes_long_under_a_lock_is_stopped(old_schema, migrating, monkeypatch):
+    monkeypatch.setattr(processes, "STATEMENT_PATIENCE", 0.3)
+    old_schema.execute(
+        "create function sleepy() returns event_trigger language plpgsql as 'begin perform pg_sleep(3); end';"
+        "create event trigger slow on ddl_command_end when tag in ('ALTER TABLE') execute function sleepy()"
+    )
+    try:
+        thread, said = migrating(30)
+        thread.join(30)
+    finally:
+        old_schema.execute("drop function sleepy cascade")
+    assert "took longer than" in said[0]
+    assert old_schema.execute("select to_regclass('process')").fetchone() == (None,)
+
+
+def test_an_index_that_is_built_beside_the_service_may_take_its_time(old_schema, migrating, monkeypatch):
+    monkeypatch.setattr(processes, "STATEMENT_PATIENCE", 0.5)
+    call_command("migrate", "store", "0002", verbosity=0)
+    # Whoever builds one waits for every transaction that is older.
+    old_schema.execute("begin isolation level repeatable read; select from account limit 1")
+    thread, said = migrating(30)
+    time.sleep(1.5)
+    assert thread.is_alive()
+    old_schema.execute("rollback")
+    thread.join(30)
+    assert said == []
+    assert old_schema.execute(
+        "select indisvalid from pg_index where indexrelid = 'inbox_once_per_request'::regclass"
+    ).fetchone() == (True,)
+
+
+def test_an_older_version_runs_on_a_newer_schema(conn):
+    conn.execute(
+        "insert into django_migrations (app, name, applied) values ('store', '9999_of_a_newer_version', now())"
+    )
+    try:
+        assert processes.pending_migrations() == []
+        processes.migrate()
+    finally:
+        conn.execute("delete from django_migrations where name = '9999_of_a_newer_version'")

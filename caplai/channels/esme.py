@@ -155,6 +155,9 @@ class Esme:
         pause = BACKOFF[0]
         while not self._stopping:
             await self._leased.wait()
+            if self._leases.age(self.link.name) > TTL:  # another engine may be about to bind
+                await self._pause(HEARTBEAT)
+                continue
             connection = Connection(self.link, kind, self.handle, self._outbound.room)
             try:
                 await asyncio.wait_for(
