@@ -8,7 +8,10 @@ from functools import cache
 _MARK = "BENCH_APART"
 
 
-def _command(network: bool) -> list[str]:
+def namespaces(*, network: bool = False) -> list[str]:
+    """What to put in front of a command: it becomes the first process of a PID namespace, with mounts (and a
+    network, if wanted) of its own.
+    """
     user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
     net = ["--net"] if network else []
     return ["unshare", *user, *net, "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
@@ -25,7 +28,11 @@ def why_not(*, network: bool = False) -> str | None:
         )
     try:
         done = subprocess.run(
-            [*_command(network), "sh", "-c", trial], capture_output=True, text=True, timeout=20, check=False
+            [*namespaces(network=network), "sh", "-c", trial],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"unshare: {error}"
@@ -40,5 +47,5 @@ def go_apart(module: str, arguments: list[str], *, network: bool = False) -> int
         return None
     if reason := why_not(network=network):
         raise OSError(reason)
-    command = [*_command(network), sys.executable, "-m", module, *arguments]
+    command = [*namespaces(network=network), sys.executable, "-m", module, *arguments]
     return subprocess.run(command, env={**os.environ, _MARK: "1"}, check=False).returncode

@@ -15,6 +15,9 @@ import psycopg
 from caplai.simulator import Simulator
 from caplai.simulator.phones import Message, State
 
+_AT_ONCE = 20
+"""People at a time: behind a site that is down they would pile up, and then nobody's hash would be done in time."""
+_PATIENCE = 240
 PASSWORD = re.compile(r"Tai khoan: (\d{10})/Mat khau: (\S+)\. Dung")
 
 
@@ -140,7 +143,7 @@ class People:
             while not stop.is_set():
                 await asyncio.sleep(0.05)
                 due = (time.monotonic() - began) * self._rate
-                while count < due and self._phones.news:
+                while count < due and self._phones.news and len(self._tasks) < _AT_ONCE:
                     count += 1
                     code = self._phones.news.popleft()
                     if code not in self._busy:
@@ -164,12 +167,13 @@ class People:
 
     async def _person(self, code: str, chosen: str) -> None:
         try:
-            async with asyncio.timeout(180):
+            async with asyncio.timeout(_PATIENCE):
                 while not await self._choose(code, chosen):
                     await asyncio.sleep(1)
                 status, _ = await self._post("login", {"username": code, "password": chosen})
         except TimeoutError:
-            self.broken.append("somebody could not sign in with the password that came, for three minutes")
+            self.chosen.pop(code, None)  # which one is stored, nobody knows
+            self.broken.append(f"somebody could not sign in with the password that came, for {_PATIENCE} s")
         else:
             if status == 200:
                 self.signed_in += 1

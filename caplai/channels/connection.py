@@ -47,6 +47,7 @@ class Connection(asyncio.Protocol):
         self.ended = asyncio.Event()
         self.choked = False
         """The peer does not read what we write."""
+        self.aborted = False
         # What was acknowledged: (when we wrote it, its time of arrival in the store), oldest first.
         self.acknowledged: deque[tuple[float, datetime]] = deque()
         self._on_event = on_event
@@ -120,6 +121,12 @@ class Connection(asyncio.Protocol):
         """The peer's certificate as the ssl module tells it: None without TLS, empty if it was not checked."""
         tls = self._transport.get_extra_info("ssl_object") if self._transport else None
         return tls and tls.getpeercert()
+
+    def abort(self) -> None:
+        """End it now: what was received and not handled yet is dropped, what is to be written, too."""
+        self.aborted = True
+        if self._transport:
+            self._transport.abort()
 
     def unbind(self) -> None:
         if self.bound_at is not None and not self.session.closed:

@@ -42,6 +42,9 @@ TELL = 60.0
 LET_GO = 30.0
 """Seconds without the database after which a bind is given up: another engine may hold the lease by then, and
 few carriers would let it bind beside us."""
+HUNG = 1.5
+"""Seconds without a turn of our loop after which connections are made anew. With inbound.PATIENCE they are the five
+that a carrier waits: what came meanwhile it may have delivered to another engine since."""
 BACKOFF = (0.5, 30.0)
 """Seconds between attempts to connect: the first pause and the longest; each is jittered."""
 
@@ -71,6 +74,7 @@ class Esme:
         self._connections: list[Connection] = []
         self._store_well = True
         self._ignored: Counter[str] = Counter()
+        self._awake_at = time.monotonic()
         self._inbound = Inbound(link, database, on_stored, self._store_is)
         self._outbound = Outbound(link, database, keyring, engine, self._sender, self._store_is)
         # Every task of the link is in this group: one that fails ends the link, and with it the engine, for
@@ -91,6 +95,7 @@ class Esme:
             tasks.create_task(self._inbound.store_arrivals())
             tasks.create_task(self._inbound.refuse_the_late())
             tasks.create_task(self._heartbeat())
+            tasks.create_task(self._stay_awake())
 
     async def stop(self, grace: float = 5.0) -> None:
         """Send nothing new, finish the window and what waits for its commit, unbind."""
@@ -199,7 +204,9 @@ class Esme:
     def handle(self, connection: Connection, event: Event) -> None:
         match event:
             case Request(pdu):
-                self._inbound.arrive(connection, pdu)
+                self._notice_a_hang()
+                if not connection.aborted:
+                    self._inbound.arrive(connection, pdu)
             case Response():
                 self._outbound.answered(event)
             case RequestLost():
@@ -253,6 +260,21 @@ class Esme:
         elif not well and self._store_well:
             log.error("link %s: the store is away; messages stay with the SMSC", self.link.name)
         self._store_well = well
+
+    async def _stay_awake(self) -> None:
+        self._awake_at = time.monotonic()
+        while not self._stopping:
+            await asyncio.sleep(HUNG / 5)
+            self._notice_a_hang()
+
+    def _notice_a_hang(self) -> None:
+        """After a hang, what waits in our buffers is left to the carrier: it has no answer, so it comes again."""
+        now = time.monotonic()
+        gap, self._awake_at = now - self._awake_at, now
+        if gap > HUNG:
+            log.warning("link %s: we hung for %.1f s; connecting anew", self.link.name, gap)
+            for connection in self._connections:
+                connection.abort()
 
     async def _heartbeat(self) -> None:
         tidied = told = time.monotonic()

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from typing import TypeVar
 
 import psycopg
 
@@ -36,6 +37,7 @@ LONGEST_ADDRESS = 255
 SEGMENT_PATIENCE = timedelta(seconds=60)
 """How long the parts of a long message wait for each other."""
 
+_T = TypeVar("_T")
 _Twin = tuple[str, str, bytes]
 _Arrived = tuple[Connection, ShortMessage, float]
 
@@ -77,6 +79,16 @@ def _wrong_address(pdu: ShortMessage) -> Status | None:
 
 
 _SAR = (Tag.SAR_MSG_REF_NUM, Tag.SAR_TOTAL_SEGMENTS, Tag.SAR_SEGMENT_SEQNUM)
+
+
+def _in_time(conn: psycopg.Connection, deadline: float, function: Callable[..., _T], *args: object) -> _T:
+    """`function(conn, …)`, unless we hung and the carrier has long delivered to another engine: OSError then.
+
+    (Once the transaction is open, the server ends it if we hang: store/db.py.)
+    """
+    if time.monotonic() > deadline:
+        raise TimeoutError
+    return function(conn, *args)
 
 
 class Inbound:
@@ -220,8 +232,15 @@ class Inbound:
             await self._database.run(queues.accept_receipts, self._link.name, receipts)
         arrivals = [self._to_store(connection, pdu) for pdu in pdus if not receipt.is_receipt(pdu)]
         if arrivals:
+            deadline = time.monotonic() + PATIENCE
             stored_at = await self._database.run(
-                queues.accept, self._link.name, connection.store_session, arrivals, self._join
+                _in_time,
+                deadline,
+                queues.accept,
+                self._link.name,
+                connection.store_session,
+                arrivals,
+                self._join,
             )
             connection.acknowledged.append((time.monotonic(), stored_at))
 
@@ -250,7 +269,10 @@ class Inbound:
             self._doubtful and self._doubtful.get(_fingerprint(pdu), 0.0) > now
         ):
             suspect = Suspect.ANY
-        elif connection.bound_at is not None and now - connection.bound_at < SUSPICION:
+        elif self._link.binds > 1 or (
+            connection.bound_at is not None and now - connection.bound_at < SUSPICION
+        ):
+            # With several binds, what one of them did not acknowledge comes again by another, however old that is.
             suspect = Suspect.UNCONFIRMED
         arrival = Arrival(
             pdu.source,

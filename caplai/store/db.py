@@ -79,6 +79,8 @@ def connect(
     }
     for name, seconds in {
         "statement_timeout": statement_timeout,
+        # Of a transaction that stands idle for as long, its client hangs.
+        "idle_in_transaction_session_timeout": statement_timeout,
         "idle_session_timeout": idle_timeout,
     }.items():
         if seconds is not None:  # what the operator's URL sets goes on holding

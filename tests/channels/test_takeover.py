@@ -62,7 +62,9 @@ def test_a_killed_engines_link_and_work_are_taken_over(conn, lan):
 
 
 @pytest.mark.slow  # it waits for a lease to run out
-def test_an_engine_that_hung_sends_nothing_that_is_anothers_by_now(conn, lan):
+def test_an_engine_that_hung_takes_and_sends_nothing_that_is_anothers_by_now(conn, lan):
+    """What the carrier sent it meanwhile still waits in its socket when it wakes, long delivered to another."""
+
     async def play():
         async with Carrier() as carrier:
             with engine_process(carrier) as first:
@@ -71,11 +73,13 @@ def test_an_engine_that_hung_sends_nothing_that_is_anothers_by_now(conn, lan):
                 async with engine(carrier) as second:
                     await asyncio.sleep(1.5)
                     first.send_signal(signal.SIGSTOP)
+                    await carrier.deliver(TEXT, wait=False)
                     try:
                         await carrier.until(lambda: len(carrier.binds) == 2, 20)
                         await carrier.bound(2)
                         assert await carrier.deliver(TEXT) == Status.ESME_ROK
                         await carrier.replies(1)
+                        await asyncio.sleep(2.5)  # its acknowledgement is known to have arrived
                     finally:
                         first.send_signal(signal.SIGCONT)
                     await carrier.until(lambda: len(carrier.connections) == 1, 10)  # it unbinds
@@ -123,6 +127,23 @@ def test_a_link_with_two_binds_is_held_by_two_engines(conn, lan):
                 assert len(carrier.binds) == 2
             assert await carrier.deliver(TEXT) == Status.ESME_ROK
             await carrier.replies(1)
+
+    asyncio.run(play())
+    assert outcomes(conn) == ["issued"]
+
+
+def test_what_one_bind_did_not_acknowledge_comes_again_by_another_that_is_old(conn, lan, monkeypatch):
+    monkeypatch.setattr("caplai.channels.inbound.SUSPICION", 0.0)
+
+    async def play():
+        async with Carrier() as carrier, engine(carrier, binds=2), engine(carrier, binds=2):
+            await carrier.bound(2)
+            carrier.answer_submits = False  # so nothing tells us that our acknowledgement has arrived
+            assert await carrier.deliver(TEXT) == Status.ESME_ROK
+            await carrier.replies(1)
+            carrier.receiver.writer.transport.abort()
+            await carrier.until(lambda: len(carrier.connections) == 1)
+            assert await carrier.deliver(TEXT) == Status.ESME_ROK
 
     asyncio.run(play())
     assert outcomes(conn) == ["issued"]
