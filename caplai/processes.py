@@ -183,7 +183,7 @@ _BESIDE = re.compile(r"\bconcurrently\b|\bvalidate constraint\b", re.IGNORECASE)
 
 
 class Blocked(Exception):
-    """The tables could not be brought up to date; the text says by what, and what to do. Nothing is half done."""
+    """The tables could not be brought up to date; the text says why. The next run goes on from there."""
 
 
 def migrate(*, patience: float = 300.0) -> None:
@@ -238,7 +238,8 @@ def _migrate(watch: "_Watch", patience: float) -> None:
             if isinstance(error.__cause__, psycopg.errors.QueryCanceled):
                 raise Blocked(
                     f"The migration {left[0]} was stopped: one of its statements took longer than"
-                    f" {STATEMENT_PATIENCE:.0f} s. Nothing of it is left. Is the server busy? Run it again later."
+                    f" {STATEMENT_PATIENCE:.0f} s. What it did is undone, or mended by the next run."
+                    " Is the server busy? Run it again later."
                 ) from None
             if not isinstance(
                 error.__cause__, psycopg.errors.LockNotAvailable | psycopg.errors.DeadlockDetected
@@ -247,7 +248,8 @@ def _migrate(watch: "_Watch", patience: float) -> None:
             if time.monotonic() + pause > end:
                 raise Blocked(
                     f"The migration {left[0]} cannot have a lock that it needs: {watch.holders or 'unknown holder'}."
-                    " Nothing of it is left. End what holds it (select pg_terminate_backend(PID)), or run it again."
+                    " What it did is undone, or mended by the next run."
+                    " End what holds it (select pg_terminate_backend(PID)), or run it again."
                 ) from None
             log.warning("migration %s: no lock; trying again in %.0f s", left[0], pause)
             time.sleep(pause)

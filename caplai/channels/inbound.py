@@ -199,7 +199,8 @@ class Inbound:
     async def _store(self, connection: Connection, items: list[_Arrived]) -> None:
         """Commit deliveries of one connection, then answer them."""
         try:
-            await self._commit(connection, [pdu for _, pdu, _ in items])
+            deadline = min(arrived for _, _, arrived in items) + PATIENCE
+            await self._commit(connection, [pdu for _, pdu, _ in items], deadline)
         except Exception as error:
             if not is_at_fault_itself(error):
                 self._store_failed(items, error)
@@ -226,13 +227,12 @@ class Inbound:
             if not (isinstance(error, psycopg.Error) and error.sqlstate):
                 self._doubt(pdu)  # the server said nothing: it may have committed all the same
 
-    async def _commit(self, connection: Connection, pdus: list[ShortMessage]) -> None:
+    async def _commit(self, connection: Connection, pdus: list[ShortMessage], deadline: float) -> None:
         receipts = [self._receipt(pdu) for pdu in pdus if receipt.is_receipt(pdu)]
         if receipts:
             await self._database.run(queues.accept_receipts, self._link.name, receipts)
         arrivals = [self._to_store(connection, pdu) for pdu in pdus if not receipt.is_receipt(pdu)]
         if arrivals:
-            deadline = time.monotonic() + PATIENCE
             stored_at = await self._database.run(
                 _in_time,
                 deadline,

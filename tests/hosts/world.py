@@ -28,8 +28,9 @@ RULES = Rules(retries=10_000, pause=0.3, longest_pause=2.0, enquire_link=5.0, re
 class World:
     """`async with World(folder)`: parts that it started are gone after it. `dsn` is for us, `url` for the parts."""
 
-    def __init__(self, folder, *, rate=40, sign_ins=2.0):
+    def __init__(self, folder, *, data=None, rate=40, sign_ins=2.0):
         self.folder = folder
+        self.data = data or folder
         self.rate, self.sign_ins = rate, sign_ins
         self.parts = []
         self.urls = []
@@ -74,7 +75,7 @@ class World:
         self.environment = {
             **plain_environment(),
             "CAPLAI_DATABASE_URL": url,
-            "CAPLAI_DATA_DIR": str(self.folder),
+            "CAPLAI_DATA_DIR": str(self.data),
             "CAPLAI_SIGNIN__NETWORK_FAILURES": "1000000",  # all people come from one address here
             "CAPLAI_LINKS": json.dumps([self.link]),
         }
@@ -107,6 +108,13 @@ class World:
         self.urls.append(processes.url(address, port))
         return self._part(name, ["web"], {"CAPLAI_ADDRESS": address, "CAPLAI_PORT": str(port)}, host, tree)
 
+    def up(self):
+        """`caplai up`, with the embedded database in the data folder."""
+        port = processes.free_port("127.0.0.1", 0)
+        self.urls.append(processes.url("127.0.0.1", port))
+        del self.environment["CAPLAI_DATABASE_URL"]
+        return self._part("up", ["up"], {"CAPLAI_PORT": str(port)}, None, None)
+
     def _part(self, name, arguments, settings, host, tree):
         before = host.before if host else ()
         part = Part(name, arguments, self.environment | settings, self.folder, before=before, tree=tree)
@@ -138,7 +146,7 @@ class World:
         await self._load[0]
         assert await _ledger.settle(self.dsn, self.simulator), "messages or replies still wait"
         await self._load[1]
-        keyring = KeyringFile(self.folder / "keyring.json").ring("issuing")
+        keyring = KeyringFile(self.data / "keyring.json").ring("issuing")
         broken = [*self.people.broken, *_ledger.check(self.dsn, self.phones, keyring)]
         good, more = await asyncio.to_thread(_ledger.check_sample, self.phones, self.draw)
         assert broken + more == []
