@@ -62,6 +62,8 @@ class Phones:
         """The passwords that came for each account, each once, the newest last."""
         self.news: deque[str] = deque()
         """Accounts for which a password has come."""
+        self.newest_taken = 0.0
+        """When the newest of the texts that were acknowledged was sent."""
         self._simulator = simulator
         self._draw = draw
         self._citizens = citizens
@@ -113,6 +115,7 @@ class Phones:
                     self.news.append(code)
         elif message.state is State.SENT and (text := self._by_message.get(message.id)):
             text.taken_at = time.monotonic()
+            self.newest_taken = max(self.newest_taken, text.sent_at)
 
 
 class People:

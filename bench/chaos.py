@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import _apart, _ledger
-from bench._load import People, Phones, add_accounts
+from bench._load import People, Phones, add_accounts, until
 from bench._parts import Part, plain_environment
 from caplai import processes
 from caplai.local_postgres import LocalPostgres
@@ -45,6 +45,8 @@ _FAULTS = {
     "links cut": 4,
 }
 """What happens, and how often beside the others."""
+_LONGEST_PAUSE = 4.0
+"""Seconds that the next fault waits for a sign of life."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--kills", type=int, default=200, help="faults, all together (200)")
     parser.add_argument("--rate", type=int, default=60, help="texts a second (60)")
     parser.add_argument("--people", type=float, default=3, help="people who sign in, a second (3)")
-    parser.add_argument("--pause", type=float, default=1.0, help="seconds between faults, on average (1.0)")
+    parser.add_argument(
+        "--pause", type=float, default=0.7, help="seconds between faults, on average, at least (0.7)"
+    )
     parser.add_argument("--seed", type=int, default=None, help="repeat the plan of a run")
     parser.add_argument("--keep", type=Path, default=None, help="keep logs and database in this new folder")
     parser.add_argument("--json", action="store_true")
@@ -144,7 +148,7 @@ class _Run:
                 began = time.monotonic()
                 texting = asyncio.create_task(phones.text(stop))
                 signing_in = asyncio.create_task(people.come(stop))
-                await self._strike(simulator)
+                await self._strike(simulator, phones, people)
                 stop.set()
                 seconds = time.monotonic() - began
                 await asyncio.gather(texting, *self._hung)
@@ -196,11 +200,15 @@ class _Run:
         add_accounts(dsn, CITIZENS)
         return dsn
 
-    async def _strike(self, simulator: Simulator) -> None:
-        await asyncio.sleep(3)
+    async def _strike(self, simulator: Simulator, phones: Phones, people: People) -> None:
+        """Strike what works: the next fault waits a while for the service to have got over the one before."""
+        if not await until(lambda: people.signed_in, 90):
+            self.broken.append("nobody could sign in before the first fault")
         order = random.Random(f"{self.options.seed}/order")
         for fault in plan(self.options.seed, self.options.kills, self.options.pause):
+            struck = time.monotonic()
             await asyncio.sleep(fault.after)
+            await until(lambda struck=struck: phones.newest_taken > struck, _LONGEST_PAUSE)
             self.killed[fault.what] += 1
             part = self.parts[fault.engine if fault.what.startswith("engine") else -1]
             match fault.what.split():
