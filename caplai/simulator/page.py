@@ -57,6 +57,7 @@ class Page:
         send: Send,
         *,
         short_code: str = "8079",
+        words: str = "BH MK",
         host: str = "127.0.0.1",
         clock: Callable[[], float],
     ) -> None:

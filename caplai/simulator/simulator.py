@@ -2,8 +2,9 @@
 
 import asyncio
 import signal
+import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +14,7 @@ from aiohttp import web
 from caplai.simulator.citizens import Citizens, read_citizens
 from caplai.simulator.page import Page
 from caplai.simulator.phones import Message, Phones, read_number
+from caplai.simulator.scenarios import Scenarios
 from caplai.simulator.smsc import Rules, Smsc
 
 
@@ -21,7 +23,9 @@ class SimulatorConfig:
     """Where to listen (port 0: any free one), whom to let bind, and what the phones are like.
 
     `price` is in đồng for each message that arrived. `citizens_file` is a JSON list of {"name", "phone",
-    "code"}. `rules` are the carrier's own: its patience, its windows, its message ids.
+    "code"}. `keyword` and `command` are the words that the page puts before a code. `rules` are the carrier's
+    own: its patience, its windows, its message ids. `scenarios` are what it does wrong from the start, each
+    `NAME` or `NAME=VALUE`. With `tls_cert` (and `tls_key`, unless the same file holds it) ESMEs come by TLS.
     """
 
     smpp_host: str = "127.0.0.1"
@@ -31,25 +35,33 @@ class SimulatorConfig:
     system_id: str = "caplai"
     password: str = field(default="secret", repr=False)
     short_code: str = "8079"
+    keyword: str = "BH"
+    command: str = "MK"
     price: int = 1000
     citizens_file: Path | None = None
     rules: Rules = field(default_factory=Rules)
+    scenarios: Sequence[str] = ()
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
 
 
 class Simulator:
     """`async with Simulator(config) as simulator:` listens inside, and has let go of everything after.
 
-    Raises OSError if a port is taken and ValueError if the citizens' file cannot be understood.
+    Raises OSError if a port is taken and ValueError if a scenario, the citizens' file or the certificate
+    cannot be understood.
     """
 
     def __init__(self, config: SimulatorConfig | None = None) -> None:
         self.config = config or SimulatorConfig()
         self.phones = Phones(self.config.price)
+        self.scenarios = Scenarios(self.config.scenarios)
         self.smsc = Smsc(
             self.phones,
             system_id=self.config.system_id,
             password=self.config.password,
             rules=self.config.rules,
+            scenarios=self.scenarios,
         )
         self.smpp_port = 0
         self.http_port = 0
@@ -66,13 +78,15 @@ class Simulator:
     async def __aenter__(self) -> "Simulator":
         config = self.config
         citizens = read_citizens(config.citizens_file) if config.citizens_file else Citizens()
+        tls = _tls(config.tls_cert, config.tls_key) if config.tls_cert else None
         try:
-            self.smpp_port = await self.smsc.start(config.smpp_host, config.smpp_port)
+            self.smpp_port = await self.smsc.start(config.smpp_host, config.smpp_port, tls)
             page = Page(
                 self.phones,
                 citizens,
                 self.smsc.send_mo,
                 short_code=config.short_code,
+                words=f"{config.keyword} {config.command}",
                 host=config.http_host,
                 clock=time.time,
             )
@@ -135,3 +149,12 @@ def _msisdn(phone: str) -> str:
     if msisdn is None:
         raise ValueError("this is no phone number")
     return msisdn
+
+
+def _tls(cert: Path, key: Path | None) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(cert, key, password="")  # never asks for one
+    except OSError:  # which ssl.SSLError is, too
+        raise ValueError(f"{cert}: not a certificate in PEM, or not with its key") from None
+    return context

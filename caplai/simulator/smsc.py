@@ -8,50 +8,29 @@ import asyncio
 import heapq
 import itertools
 import random
-import time
+import ssl
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from caplai.simulator.fates import Fate, fate
+from caplai.simulator.link import BLOWS, Link
 from caplai.simulator.phones import Message, Phones, State, read_number
-from caplai.smpp.pdu import Bind, Command, ShortMessage, Status, Tag, status_name
-from caplai.smpp.session import (
-    BindRequested,
-    Event,
-    Request,
-    RequestLost,
-    Response,
-    Role,
-    Session,
-    Timers,
-)
+from caplai.simulator.scenarios import Scenarios, Setting
+from caplai.simulator.writing import deliveries, receipts
+from caplai.smpp.pdu import Bind, ShortMessage, Status, status_name
+from caplai.smpp.session import Request, RequestLost, Response
 from caplai.smpp.session import State as SessionState
-from caplai.smpp.text import (
-    DEFAULT_CODING,
-    GSM_SINGLE,
-    UDH_INDICATOR,
-    assemble,
-    decode,
-    encode,
-    is_gsm,
-    parse_udh,
-    split,
-)
+from caplai.smpp.text import UDH_INDICATOR, Part, assemble, decode, parse_udh
 
 TEMPORARY: Final = frozenset(
     {Status.ESME_RSYSERR, Status.ESME_RMSGQFUL, Status.ESME_RTHROTTLED, Status.ESME_RX_T_APPN}
 )
 """Answers to a deliver_sm after which the same message is tried again (§5.1.3); any other error is final."""
 
-_BOUND: Final = frozenset({SessionState.BOUND_TX, SessionState.BOUND_RX, SessionState.BOUND_TRX})
-_TON_UNKNOWN, _TON_INTERNATIONAL, _NPI_E164 = 0, 1, 1  # §5.2.5, §5.2.6
-_UCS2_SINGLE_OCTETS = 140
-_RECEIPT = 0x04  # esm_class of an SMSC delivery receipt (§5.2.12)
-_RECEIPT_ALWAYS = 0x01  # registered_delivery bits 1-0: on success and on failure (§5.2.17)
-_DELIVERED = b"\x02"  # message_state (§5.2.28)
-_HANOI_OFFSET = 7 * 3600
 _MOST_UNFINISHED = 1000  # long texts to phones of which a part is missing; the oldest is forgotten
+_MOST_FROZEN = 50  # half-open connections that are kept; the oldest is cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,17 +62,24 @@ class _Outgoing:
 
 @dataclass(slots=True, eq=False)
 class _Parcel:
-    """One deliver_sm to get across: a part of a phone's text, or a receipt (`of` is None)."""
+    """One deliver_sm to get across: a part of a phone's text, or a receipt (`of` is None).
+
+    `suffered` names the scenarios that happened to it: each does so once, so that every message gets through.
+    """
 
     pdu: ShortMessage
     expires: float
     of: _Outgoing | None
     lost: int = 0
     pause: float = 0.0
+    suffered: tuple[str, ...] = ()
 
 
 class Smsc:
-    """The message centre of `phones`; ESMEs bind with this `system_id` and `password`."""
+    """The message centre of `phones`; ESMEs bind with this `system_id` and `password`.
+
+    `scenarios` are what it does wrong; they may be switched at any time.
+    """
 
     def __init__(
         self,
@@ -102,13 +88,16 @@ class Smsc:
         system_id: str = "caplai",
         password: str = "secret",  # noqa: S107  (the sample one, known to everybody)
         rules: Rules | None = None,
+        scenarios: Scenarios | None = None,
     ) -> None:
         self.rules = rules or Rules()
+        self.scenarios = scenarios or Scenarios()
+        self.scenarios.watch(self._switched)
         self._phones = phones
         self._system_id = system_id
         self._password = password
         self._server: asyncio.Server | None = None
-        self._links: list[_Link] = []
+        self._links: list[Link] = []
         self._turn = 0
         self._ready: deque[_Parcel] = deque()
         self._paused: list[tuple[float, int, _Parcel]] = []
@@ -121,10 +110,10 @@ class Smsc:
 
     # Life
 
-    async def start(self, host: str, port: int) -> int:
+    async def start(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> int:
         """Listen; returns the port (0 asks for any free one). Raises OSError if it cannot."""
         self._loop = asyncio.get_running_loop()
-        self._server = await self._loop.create_server(lambda: _Link(self, self._loop), host, port)
+        self._server = await self._loop.create_server(lambda: Link(self, self._loop), host, port, ssl=tls)
         bound: int = self._server.sockets[0].getsockname()[1]
         return bound
 
@@ -157,6 +146,15 @@ class Smsc:
         draw.shuffle(ready)
         self._ready = deque(ready)
 
+    def _switched(self) -> None:
+        """Half-open connections begin, or end, with their scenario."""
+        half_open = self.scenarios.find("half-open") is not None
+        for link in list(self._links):
+            if half_open:
+                link.freeze()
+            elif link.frozen:
+                link.hang_up()
+
     @property
     def bound(self) -> int:
         """How many binds can take what phones send."""
@@ -175,34 +173,13 @@ class Smsc:
 
         Raises ValueError for a text of more than 255 parts.
         """
-        coding, payloads = self._payloads(text)
+        pdus = deliveries(self.scenarios, phone, number, text, self._references)
         message = self._phones.compose(phone, number, text)
-        outgoing = _Outgoing(message, len(payloads))
+        outgoing = _Outgoing(message, len(pdus))
         expires = self._loop.time() + self.rules.validity
-        for payload in payloads:
-            # A subscriber is an E.164 number without plus: TON international, NPI ISDN. A short code means
-            # something only inside its own network: TON unknown, the same numbering plan.
-            pdu = ShortMessage(
-                Command.DELIVER_SM.value,
-                source_ton=_TON_INTERNATIONAL,
-                source_npi=_NPI_E164,
-                source=phone,
-                destination_ton=_TON_UNKNOWN,
-                destination_npi=_NPI_E164,
-                destination=number,
-                esm_class=UDH_INDICATOR if len(payloads) > 1 else 0,
-                data_coding=coding,
-                short_message=payload,
-            )
-            self._ready.append(_Parcel(pdu, expires, outgoing))
+        self._ready.extend(_Parcel(pdu, expires, outgoing) for pdu in pdus)
         self._wake()
         return message
-
-    def _payloads(self, text: str) -> tuple[int, list[bytes]]:
-        coding, octets = encode(text)
-        if len(octets) <= (GSM_SINGLE if coding == DEFAULT_CODING else _UCS2_SINGLE_OCTETS):
-            return coding, [octets]
-        return coding, split(text, next(self._references))
 
     def _wake(self) -> None:
         """Send what is ready once everything that happens in this turn of the loop has happened."""
@@ -224,7 +201,7 @@ class Smsc:
             if link is None:
                 break
             ready.popleft()
-            link.session.request(parcel.pdu, now, parcel)
+            link.deliver(parcel.pdu, now, parcel, self._blow(parcel))
         for link in self._links:
             link.flush()
         # The oldest stand at the front, more or less: what came back was put there.
@@ -241,12 +218,23 @@ class Smsc:
         self._alarm = None
         self._wake()
 
-    def _next_link(self) -> "_Link | None":
+    def _blow(self, parcel: _Parcel, names: tuple[str, ...] = BLOWS) -> Setting | None:
+        """What happens to this delivery now: one of the scenarios with these names, each once."""
+        phone = parcel.pdu.source
+        if self.scenarios.calm(phone):
+            return None
+        for name in names:
+            if name not in parcel.suffered and (blow := self.scenarios.strike(name, phone)):
+                parcel.suffered += (name,)
+                return blow
+        return None
+
+    def _next_link(self) -> Link | None:
         """The next bind in turn whose window has a free place."""
         links = self._links
         for _ in links:
             self._turn = (self._turn + 1) % len(links)
-            if links[self._turn].session.free:
+            if links[self._turn].free:
                 return links[self._turn]
         return None
 
@@ -263,17 +251,24 @@ class Smsc:
 
     # What a link reports
 
-    def may_bind(self, pdu: Bind) -> Status:
+    def may_bind(self, pdu: Bind) -> int:
         """The command_status that answers a bind."""
+        if refused := self.scenarios.find("bind-refused"):
+            return int(refused.number)
         if pdu.system_id != self._system_id:
             return Status.ESME_RINVSYSID
         return Status.ESME_ROK if pdu.password == self._password else Status.ESME_RINVPASWD
 
-    def joined(self, link: "_Link") -> None:
+    def joined(self, link: Link) -> None:
         """A connection was made; it is not bound yet."""
         self._links.append(link)
+        if self.scenarios.find("half-open"):
+            link.freeze()
+            frozen = [one for one in self._links if one.frozen]
+            if len(frozen) > _MOST_FROZEN:  # its peer left long ago, which nobody reads
+                frozen[0].hang_up()
 
-    def left(self, link: "_Link") -> None:
+    def left(self, link: Link) -> None:
         """A connection ended."""
         self._links.remove(link)
 
@@ -282,11 +277,16 @@ class Smsc:
         if self._ready:
             self._wake()
 
-    def answered(self, response: Response) -> None:
+    def answered(self, link: Link, response: Response) -> None:
         """An ESME answered a deliver_sm: it took it, has trouble for now, or refused it."""
         parcel = response.context
         assert isinstance(parcel, _Parcel)
-        if response.accepted:
+        if lost := self._blow(parcel, ("duplicate", "cut-answers")):
+            self._ready.appendleft(parcel)
+            if lost.scenario.name == "cut-answers":
+                link.hang_up()
+            self._wake()
+        elif response.accepted:
             outgoing = parcel.of
             if outgoing is not None:
                 outgoing.missing -= 1
@@ -321,24 +321,52 @@ class Smsc:
 
     # To phones
 
-    def submitted(self, link: "_Link", request: Request, now: float) -> None:
+    def submitted(self, link: Link, request: Request, now: float) -> None:
         """An ESME hands in a message: answer it, show it on its phone, send the receipt it asked for."""
         pdu = request.pdu
         phone = read_number(pdu.destination)
-        status = _fate(phone)
-        if phone is None or status != Status.ESME_ROK:
-            link.session.respond(request, status, now=now)
+        what = Fate(Status.ESME_RINVDSTADR) if phone is None else fate(self.scenarios, pdu, phone, now)
+        if phone is None or what.status != Status.ESME_ROK:
+            self._answer(link, request, what, "")
             return
         message_id = self.rules.message_id(next(self._submits))
-        if not link.session.respond(request, message_id=message_id, now=now):
+        if not self._answer(link, request, what, message_id):
             return  # the session ended in the same breath: unanswered is not accepted, it will come again
         payload, part = pdu.payload, None
         if pdu.esm_class & UDH_INDICATOR:
             part, payload = parse_udh(payload)
-        if pdu.registered_delivery & 0x03 == _RECEIPT_ALWAYS:
-            receipt = _receipt(pdu, message_id, decode(pdu.data_coding, payload).text)
-            self._ready.append(_Parcel(receipt, now + self.rules.validity, None))
-            self._wake()
+        if what.receipt:
+            text = decode(pdu.data_coding, payload).text
+            after, pdus = receipts(self.scenarios, pdu, phone, message_id, text, what.state)
+            if after:
+                self._loop.call_later(after, self._queue, pdus)
+            else:
+                self._queue(pdus)
+        if what.reaches:
+            self._show(phone, pdu, part, payload)
+        if what.cut:
+            link.hang_up()
+
+    def _answer(self, link: Link, request: Request, what: Fate, message_id: str) -> bool:
+        """Answer a submit now, later or never. False when its session has ended."""
+        if what.after == 0:
+            return link.session.respond(request, what.status, message_id=message_id, now=self._loop.time())
+        if what.after is not None:
+            self._loop.call_later(what.after, self._answer_late, link, request, what.status, message_id)
+        return True
+
+    def _answer_late(self, link: Link, request: Request, status: int, message_id: str) -> None:
+        if link.session.respond(request, status, message_id=message_id, now=self._loop.time()):
+            link.flush()
+
+    def _queue(self, pdus: list[ShortMessage]) -> None:
+        """Receipts go to an ESME like the texts of phones."""
+        expires = self._loop.time() + self.rules.validity
+        self._ready.extend(_Parcel(pdu, expires, None) for pdu in pdus)
+        self._wake()
+
+    def _show(self, phone: str, pdu: ShortMessage, part: Part | None, payload: bytes) -> None:
+        """A text, or the part that completes one, arrives at its phone."""
         if part is not None and part.total > 1:
             key = (phone, pdu.source, part.reference, part.total)
             parts = self._unfinished.setdefault(key, {})
@@ -350,127 +378,3 @@ class Smsc:
             del self._unfinished[key]
             payload = assemble(parts)
         self._phones.receive(phone, pdu.source, decode(pdu.data_coding, payload).text)
-
-
-def _fate(phone: str | None) -> Status:
-    """What becomes of a submit_sm to this phone: the status that answers it. Only ESME_ROK gets there."""
-    return Status.ESME_RINVDSTADR if phone is None else Status.ESME_ROK
-
-
-def _receipt(pdu: ShortMessage, message_id: str, text: str) -> ShortMessage:
-    """The receipt of a delivered submit: text of Appendix B, TLVs of §4.6.1, the addresses turned round."""
-    at = time.strftime("%y%m%d%H%M", time.gmtime(time.time() + _HANOI_OFFSET))
-    excerpt = text[:20] if is_gsm(text[:20]) else ""
-    coding, octets = encode(
-        f"id:{message_id} sub:001 dlvrd:001 submit date:{at} done date:{at} "
-        f"stat:DELIVRD err:000 text:{excerpt}"
-    )
-    return ShortMessage(
-        Command.DELIVER_SM.value,
-        source_ton=pdu.destination_ton,
-        source_npi=pdu.destination_npi,
-        source=pdu.destination,
-        destination_ton=pdu.source_ton,
-        destination_npi=pdu.source_npi,
-        destination=pdu.source,
-        esm_class=_RECEIPT,
-        data_coding=coding,
-        short_message=octets,
-        tlvs=[
-            (Tag.RECEIPTED_MESSAGE_ID.value, message_id.encode() + b"\0"),
-            (Tag.MESSAGE_STATE.value, _DELIVERED),
-        ],
-    )
-
-
-class _Link(asyncio.Protocol):
-    """One connection: bytes between the socket and its session, and one timer."""
-
-    def __init__(self, smsc: Smsc, loop: asyncio.AbstractEventLoop) -> None:
-        self._smsc = smsc
-        self._loop = loop
-        rules = smsc.rules
-        self.session = Session(
-            Role.SMSC,
-            window=rules.window,
-            timers=Timers(enquire_link=rules.enquire_link, response=rules.response),
-            now=loop.time(),
-        )
-        self.gone: asyncio.Future[None] = loop.create_future()
-        self._timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        self._smsc.joined(self)
-        self.flush()
-
-    def data_received(self, data: bytes) -> None:
-        now = self._loop.time()
-        self._handle(self.session.receive(data, now), now)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        now = self._loop.time()
-        self._smsc.left(self)
-        self._handle(self.session.closed_by_peer(now), now)
-        if self._timer is not None:
-            self._timer.cancel()
-        self.gone.set_result(None)
-
-    def pause_writing(self) -> None:
-        # A peer that does not read is not read from either: its requests would only pile up answers.
-        self._transport.pause_reading()
-
-    def resume_writing(self) -> None:
-        self._transport.resume_reading()
-
-    def flush(self) -> None:
-        """Write what the session has to say, and see to it that its next deadline is not missed."""
-        if data := self.session.data_to_send():
-            self._transport.write(data)
-        due = self.session.next_deadline()
-        if due is not None and (self._timer is None or due < self._timer.when()):
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = self._loop.call_at(due, self._tick)
-
-    def say_goodbye(self) -> None:
-        """Unbind, or hang up on who never bound."""
-        if self.session.state in _BOUND:
-            self.session.unbind(self._loop.time())
-            self.flush()
-        else:
-            self._transport.close()
-
-    def hang_up(self) -> None:
-        """End the connection now, whatever was still to be written."""
-        self._transport.abort()
-
-    def _tick(self) -> None:
-        self._timer = None
-        now = self._loop.time()
-        self._handle(self.session.tick(now), now)
-
-    def _handle(self, events: list[Event], now: float) -> None:
-        smsc = self._smsc
-        lost = []
-        for event in events:
-            match event:
-                case Response():
-                    smsc.answered(event)
-                case Request():
-                    smsc.submitted(self, event, now)
-                case RequestLost():
-                    lost.append(event)
-                case BindRequested():
-                    status = smsc.may_bind(event.pdu)
-                    if status == Status.ESME_ROK:
-                        self.session.accept_bind(event.pdu, "simulator", now)
-                    else:
-                        self.session.refuse_bind(event.pdu, status, now)
-        if lost:
-            smsc.lost(lost, with_link=self.session.closed)
-        self.flush()
-        if self.session.closed:
-            self._transport.close()
-        smsc.changed()

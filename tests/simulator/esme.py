@@ -2,20 +2,23 @@
 
 import asyncio
 import functools
+import ssl
 from collections.abc import Callable
 from typing import Any
 
-from caplai.smpp.pdu import BindKind, Command, ShortMessage, ShortMessageResp
+from caplai.smpp.pdu import BindKind, Command, ShortMessage, ShortMessageResp, Simple, encode
 from caplai.smpp.session import (
     BindRefused,
     Bound,
     Closed,
+    Ignored,
     Request,
     Response,
     Role,
     Session,
 )
-from caplai.smpp.text import UDH_INDICATOR, decode, encode, parse_udh, split
+from caplai.smpp.text import UDH_INDICATOR, decode, parse_udh, split
+from caplai.smpp.text import encode as encode_text
 
 TAKE, SILENCE = 0, None
 
@@ -37,23 +40,33 @@ def in_loop(test: Callable[..., Any]) -> Callable[..., None]:
 class Esme:
     """`answer` gives the status for each deliver_sm, or SILENCE. What comes in goes to queues."""
 
-    def __init__(self, port: int, kind: BindKind = BindKind.TRANSCEIVER, answer: Any = None, **login: str):
+    def __init__(
+        self,
+        port: int,
+        kind: BindKind = BindKind.TRANSCEIVER,
+        answer: Any = None,
+        tls: ssl.SSLContext | None = None,
+        **login: str,
+    ):
         self._port = port
         self._kind = kind
+        self._tls = tls
         self._answer = answer or (lambda pdu: TAKE)
         self._login = {"system_id": "caplai", "password": "secret", **login}
         self.bind_status: int | None = None
         self.delivered: asyncio.Queue[ShortMessage] = asyncio.Queue()
         self.responses: asyncio.Queue[ShortMessageResp] = asyncio.Queue()
+        self.ignored: asyncio.Queue[int] = asyncio.Queue()
+        """The command_id of each PDU that meant nothing."""
         self.closed = ""
 
     async def __aenter__(self) -> "Esme":
         self._loop = asyncio.get_running_loop()
-        self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
+        self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port, ssl=self._tls)
         self.session = Session(Role.ESME, now=self._loop.time())
         self.session.bind(self._kind, now=self._loop.time(), **self._login)
         self._flush()
-        while self.bind_status is None:
+        while self.bind_status is None and not self.closed:
             await self._read()
         self._reading = asyncio.create_task(self._read_on())
         return self
@@ -72,22 +85,28 @@ class Esme:
 
     def submit(self, text: str, to: str, **fields: Any) -> None:
         """Send a text to a phone, in parts if it is long."""
-        coding, _ = encode(text)
+        coding, _ = encode_text(text)
         payloads = split(text, reference=7)
         for payload in fields.pop("order", list)(payloads):
-            pdu = ShortMessage(
-                Command.SUBMIT_SM.value,
-                source="8079",
-                destination=to,
-                destination_ton=1,
-                destination_npi=1,
-                data_coding=coding,
-                esm_class=UDH_INDICATOR if len(payloads) > 1 else 0,
-                short_message=payload,
-                **fields,
-            )
-            self.session.request(pdu, self._loop.time())
+            values = {
+                "source": "8079",
+                "destination": to,
+                "destination_ton": 1,
+                "destination_npi": 1,
+                "data_coding": coding,
+                "esm_class": UDH_INDICATOR if len(payloads) > 1 else 0,
+                "short_message": payload,
+            }
+            self.session.request(ShortMessage(Command.SUBMIT_SM.value, **values | fields), self._loop.time())
         self._flush()
+
+    async def statuses(self, count: int) -> list[int]:
+        """The command_status of the next answers to submits."""
+        return [(await self.responses.get()).status for _ in range(count)]
+
+    def ask(self) -> None:
+        """Send an enquire_link whose answer, if one comes, is in `ignored`."""
+        self._writer.write(encode(Simple(Command.ENQUIRE_LINK, sequence=0x7000_0000)))
 
     async def unbind(self) -> None:
         self.session.unbind(self._loop.time())
@@ -107,7 +126,10 @@ class Esme:
 
     async def _read(self) -> None:
         now = self._loop.time()
-        data = await self._reader.read(65536)
+        try:
+            data = await self._reader.read(65536)
+        except ConnectionError:  # a reset: the peer had not read all
+            data = b""
         for event in self.session.receive(data, now) if data else self.session.closed_by_peer(now):
             match event:
                 case Bound() | BindRefused():
@@ -119,6 +141,8 @@ class Esme:
                         self.session.respond(event, status, now=now)
                 case Response():
                     self.responses.put_nowait(event.pdu)
+                case Ignored():
+                    self.ignored.put_nowait(event.command_id)
                 case Closed():
                     self.closed = event.reason
         self._flush()
