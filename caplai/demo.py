@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from caplai import processes
-from caplai.config import Config, Service, TextSettings, load
+from caplai.config import Config, TextSettings, load
 
 CITIZENS = 1000
 PHONES_PORT = 8001
@@ -34,8 +34,8 @@ class _Failed(Exception):
 def run(config: Config, *, script: bool) -> int:
     """Start all; show the addresses until stopped, or walk through the script. Returns the exit status.
 
-    It follows the user's configuration, but for what is said to citizens and carriers, the keys and the public
-    address, which are its own. Raises Refused, LocalPostgresError, ChildFailed.
+    It follows the user's configuration, but for the reply texts, the links, the keys and the public address,
+    which are its own. Raises Refused, LocalPostgresError, ChildFailed.
     """
     click.echo("caplai demo: starting (the first time takes some seconds more)")
     smpp_port = processes.free_port("127.0.0.1", 0)
@@ -74,24 +74,23 @@ def _environment(config: Config, smpp_port: int) -> dict[str, str]:
     port = port or _free(config.address, 0)
     if port is None:
         raise Refused(f"Cannot listen on {config.address}. Choose another with CAPLAI_ADDRESS.")
-    service = Service(mt_link="demo")
     link = {
-        "name": service.mt_link,
+        "name": "demo",
         "host": "127.0.0.1",
         "port": smpp_port,
         "system_id": "caplai",
         "password": "secret",
-        "short_codes": service.short_codes,
+        "short_codes": config.service.short_codes,
     }
     own = {
         "CAPLAI_DATA_DIR": str(folder),
         "CAPLAI_KEYRING": str(folder / "keyring.json"),
         "CAPLAI_PORT": str(port),
         "CAPLAI_LINKS": json.dumps([link]),
+        "CAPLAI_SERVICE__MT_LINK": "demo",
     }
-    for section, values in {"SERVICE": service, "TEXTS": TextSettings()}.items():
-        for name, value in values.model_dump().items():
-            own[f"CAPLAI_{section}__{name.upper()}"] = value if isinstance(value, str) else json.dumps(value)
+    # The script finds the password in the reply.
+    own |= {f"CAPLAI_TEXTS__{name.upper()}": text for name, text in TextSettings().model_dump().items()}
     if config.public_url is not None:
         own["CAPLAI_PUBLIC_URL"] = processes.url(config.address, port)
     return own
@@ -201,7 +200,8 @@ def _start_simulator(
     file.write_text(json.dumps(citizens, ensure_ascii=False), "utf-8")
     http_port = _free("127.0.0.1", phones_port) or processes.free_port("127.0.0.1", 0)
     ports = ("--smpp-port", str(smpp_port), "--http-port", str(http_port))
-    service = ("--short-code", config.service.short_codes[0], "--citizens", str(file))
+    words = ("--keyword", config.service.keyword, "--command", config.service.command)
+    service = ("--short-code", config.service.short_codes[0], *words, "--citizens", str(file))
     children.start("simulator", *ports, *service, "--quiet")
     children.wait_for_port("127.0.0.1", http_port, _PATIENCE)
     return processes.url("127.0.0.1", http_port)

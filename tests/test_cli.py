@@ -525,7 +525,7 @@ def test_a_command_without_a_database_says_so(tmp_path, command, settings):
     assert "Where it happened" not in done.stderr and "sekretpw" not in done.stderr
 
 
-# None of this is a matter of the demo's: its virtual phone texts BH MK to 8079, by a carrier of its own.
+# What citizens text is the agency's, in the demo too; replies, keys, addresses and the carrier are its own.
 AGENCYS = """
 public_url = "https://baohiem.example.vn"
 keyring = "/nowhere/keyring.json"
@@ -568,7 +568,7 @@ def test_a_first_demo_that_was_stopped_halfway_is_finished_by_the_next(empty_dat
 
     done = house.run("demo", "--script")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"phone -> 8079   BH MK \d{10}", done.stdout)
-    assert re.search(r"8079 -> phone   Cap lai mat khau thanh cong\.", done.stdout)
+    assert re.search(r"phone -> 8179   XH LAI \d{10}", done.stdout)
+    assert re.search(r"8179 -> phone   Cap lai mat khau thanh cong\.", done.stdout)
     assert "All of it happened." in done.stdout
     assert house.processes() == {}

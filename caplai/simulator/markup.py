@@ -39,6 +39,7 @@ WORDS = {
         "wrong_phone": "Số điện thoại này không đúng.",
         "wrong_to": "Số nhận gồm 3 đến 15 chữ số.",
         "wrong_text": "Tin nhắn phải có từ 1 đến 1.000 ký tự.",
+        "carrier": "Nhà mạng",
         "other_language": "English",
     },
     "en": {
@@ -68,15 +69,18 @@ WORDS = {
         "wrong_phone": "This phone number is not right.",
         "wrong_to": "The number to send to has 3 to 15 digits.",
         "wrong_text": "A message has 1 to 1,000 characters.",
+        "carrier": "Carrier",
         "other_language": "Tiếng Việt",
     },
 }
-LANGUAGES = tuple(WORDS)
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What the page shows: whose phone (None: nobody's yet), who can be picked, what is being written."""
+    """What the page shows: whose phone (None: nobody's yet), who can be picked, what is being written.
+
+    `words` stand before a code in a message; `troubles` is how many of the carrier's scenarios are on.
+    """
 
     language: str
     search: str
@@ -88,6 +92,8 @@ class View:
     owners: Sequence[Citizen]
     conversation: Conversation
     short_code: str
+    words: str
+    troubles: int
     to: str
     draft: str
     error: str
@@ -113,6 +119,7 @@ def page(view: View) -> str:
     # a reload takes away what is being written.
     refresh = '<noscript><meta http-equiv="refresh" content="2"></noscript>' if view.waiting else ""
     other = "en" if view.language == "vi" else "vi"
+    troubles = f" ({view.troubles})" if view.troubles else ""
     title = view.word("title")
     return f"""<!doctype html>
 <html lang="{view.language}">
@@ -129,8 +136,9 @@ def page(view: View) -> str:
 <header>
 <h1>{title}</h1>
 <p>{view.word("about")}</p>
-<a class="language" lang="{other}" hreflang="{other}" \
-href="{link(phone=view.phone or "", search=view.search, lang=other)}">{view.word("other_language")}</a>
+<p class="ways"><a href="/carrier">{view.word("carrier")}{troubles}</a>
+<a lang="{other}" hreflang="{other}" \
+href="{link(phone=view.phone or "", search=view.search, lang=other)}">{view.word("other_language")}</a></p>
 </header>
 <main>
 {_choice(view)}
@@ -185,7 +193,8 @@ def _phone(view: View) -> str:
     codes = [citizen.code for citizen in view.owners if citizen.code]
     # One phone may stand for a family: a code each, one tap puts it into the message.
     fill = "".join(
-        f'<a class="fill" href="{link(phone=view.phone, text=f"BH MK {code}")}">BH MK {escape(code)}</a>'
+        f'<a class="fill" href="{link(phone=view.phone, text=f"{view.words} {code}")}">'
+        f"{escape(view.words)} {escape(code)}</a>"
         for code in codes
     )
     bubbles = "".join(_bubble(view, message) for message in view.conversation.messages)
@@ -206,7 +215,7 @@ maxlength="15" required>
 <p class="fills">{fill}</p></div>
 <label for="text" class="unseen">{view.word("text")}</label>
 <div class="line"><textarea id="text" name="text" rows="2" maxlength="1000" required \
-placeholder="BH MK 0123456789">{escape(view.draft)}</textarea>
+placeholder="{escape(view.words)} 0123456789">{escape(view.draft)}</textarea>
 <button>{view.word("send")}</button></div>
 <noscript><a class="reload" href="{link(phone=view.phone)}">{view.word("reload")}</a></noscript>
 </form>

@@ -1,24 +1,18 @@
-"""The doors to the virtual phones: a page for people, a small JSON API for scripts.
-
-The page needs no JavaScript. Nobody signs in, since nothing here is real; but a site that is open in
-another tab must not be able to text in our name or to read along, so every request has to name a host of
-ours (a rebound DNS name does not), and what changes anything has to come from our own page (a form) or to
-be JSON, which no foreign form can send.
-"""
+"""The virtual phones: a page for people (it needs no JavaScript), a small JSON API for scripts."""
 
 import asyncio
-import ipaddress
-import json
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 from aiohttp import web
 
 from caplai.simulator import markup
 from caplai.simulator.citizens import Citizens
+from caplai.simulator.guard import HEADERS, ask_for_own_form, guard, language_of, read_json, refuse, remember
+from caplai.simulator.panel import Panel
 from caplai.simulator.phones import Message, Phones, State, read_number
 
 SHOWN = 20
@@ -27,15 +21,7 @@ ANSWER_EXPECTED = 60.0  # seconds after a message during which the page without 
 HEARTBEAT = 15.0  # seconds between the comments that show whether the browser is still there
 
 Send = Callable[[str, str, str], Message]
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; "
-    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "same-origin",  # not no-referrer: browsers then send `Origin: null` with our own form
-    "Cache-Control": "no-store",
-}
 _STATIC = {
     "phone.css": "text/css",
     "phone.js": "text/javascript",
@@ -47,7 +33,8 @@ _SHORT_OR_LONG_NUMBER = re.compile(r"[0-9]{3,15}")
 class Page:
     """The aiohttp application over `phones` and `citizens`.
 
-    `send(phone, number, text)` puts a message on its way; `host` is the name the server listens on.
+    `send(phone, number, text)` puts a message on its way; `words` are what stands before a code in it; `host`
+    is the name the server listens on. `panel` is the room for the carrier's troubles.
     """
 
     def __init__(
@@ -55,6 +42,7 @@ class Page:
         phones: Phones,
         citizens: Citizens,
         send: Send,
+        panel: Panel,
         *,
         short_code: str = "8079",
         words: str = "BH MK",
@@ -64,7 +52,9 @@ class Page:
         self._phones = phones
         self._citizens = citizens
         self._send = send
+        self._panel = panel
         self._short_code = short_code
+        self._words = words
         self._host = host
         self._clock = clock
         self._closing = asyncio.Event()
@@ -72,7 +62,7 @@ class Page:
         self._files = {name: (folder / name).read_bytes() for name in _STATIC}
 
     def application(self) -> web.Application:
-        app = web.Application(middlewares=[self._guard], client_max_size=16 * 1024)
+        app = web.Application(middlewares=[guard(self._host)], client_max_size=16 * 1024)
         app.router.add_get("/", self._show)
         app.router.add_post("/send", self._send_form)
         app.router.add_get("/static/{name}", self._static)
@@ -80,78 +70,38 @@ class Page:
         app.router.add_get("/api/phones/{msisdn}", self._read)
         app.router.add_post("/api/phones/{msisdn}/messages", self._send_json)
         app.router.add_get("/api/events", self._events)
+        self._panel.add_to(app.router)
         app.on_shutdown.append(self._close)
         return app
 
     async def _close(self, app: web.Application) -> None:
         self._closing.set()  # the event streams end, so that the server need not wait for them
 
-    @web.middleware
-    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if not self._is_ours(request.host):
-            return web.Response(status=421, text="This host is not served here.\n", headers=_HEADERS)
-        try:
-            response = await handler(request)
-        except web.HTTPException as refusal:
-            refusal.headers.update(_HEADERS)
-            raise
-        if not response.prepared:
-            response.headers.update(_HEADERS)
-        return response
-
-    def _is_ours(self, host: str) -> bool:
-        # A name can be rebound to 127.0.0.1 by whoever owns it; an address cannot.
-        try:
-            name = urlsplit(f"//{host}").hostname or ""
-        except ValueError:
-            return False
-        if name in ("localhost", self._host):
-            return True
-        try:
-            ipaddress.ip_address(name)
-        except ValueError:
-            return False
-        return True
-
     # The page
 
     async def _show(self, request: web.Request) -> web.Response:
-        language = request.query.get("lang", "")
-        chosen = language in markup.LANGUAGES
-        if not chosen:
-            language = request.cookies.get("lang", "")
         written = request.query.get("phone", "")
         phone = read_number(written)
         error = "wrong_phone" if written and phone is None else ""
-        response = self._render(request, language, phone, draft=request.query.get("text", ""), error=error)
-        if chosen:
-            response.set_cookie("lang", language, max_age=31_536_000, httponly=True, samesite="Lax")
+        response = self._render(request, phone, draft=request.query.get("text", ""), error=error)
+        remember(request, response)
         return response
 
     async def _send_form(self, request: web.Request) -> web.Response:
-        # Browsers name the page a form was sent from; one that names none is not to be told from a stranger.
-        came_from = request.headers.get("Origin") or request.headers.get("Referer", "")
-        try:
-            ours = urlsplit(came_from).netloc == request.host
-        except ValueError:
-            ours = False
-        if not ours:
-            raise web.HTTPForbidden(text="This form was not sent from this page.\n")
+        ask_for_own_form(request)
         form = await request.post()
         phone = read_number(str(form.get("phone", "")))
         # A textarea sends its lines with CR LF (HTML); a phone sends LF.
         number, text = str(form.get("to", "")), str(form.get("text", "")).replace("\r\n", "\n")
         error = "wrong_phone" if phone is None else _refusal(number, text)
         if phone is None or error:
-            language = request.cookies.get("lang", "")
-            return self._render(request, language, phone, to=number, draft=text, error=error, status=400)
+            return self._render(request, phone, to=number, draft=text, error=error, status=400)
         self._send(phone, number.strip(), text)
         raise web.HTTPSeeOther("/?" + urlencode({"phone": phone}))
 
     def _render(
         self,
         request: web.Request,
-        language: str,
         phone: str | None,
         *,
         to: str = "",
@@ -165,7 +115,7 @@ class Page:
         conversation = self._phones.conversation(phone or "")
         messages = conversation.messages
         if not draft and not messages and not error and len(owners) == 1 and owners[0].code:
-            draft = f"BH MK {owners[0].code}"  # the first message is one tap away
+            draft = f"{self._words} {owners[0].code}"  # the first message is one tap away
         waiting = bool(
             messages
             and not messages[-1].incoming
@@ -173,7 +123,7 @@ class Page:
             and self._clock() - messages[-1].at < ANSWER_EXPECTED
         )
         view = markup.View(
-            language=language if language in markup.LANGUAGES else markup.LANGUAGES[0],
+            language=language_of(request),
             search=search,
             found=found[:SHOWN],
             more=len(found) > SHOWN,
@@ -183,6 +133,8 @@ class Page:
             owners=owners,
             conversation=conversation,
             short_code=self._short_code,
+            words=self._words,
+            troubles=self._panel.troubles,
             to=to,
             draft=draft,
             error=error,
@@ -220,20 +172,13 @@ class Page:
         )
 
     async def _send_json(self, request: web.Request) -> web.Response:
-        if request.content_type != "application/json":
-            raise web.HTTPUnsupportedMediaType(text="Content-Type must be application/json.\n")
+        body = await read_json(request)
         phone = self._phone_of(request.match_info["msisdn"])
-        try:
-            body: Any = json.loads(await request.read())
-        except ValueError:
-            body = None
-        if not isinstance(body, dict):
-            return _refuse("a JSON object is expected")
         number, text = body.get("to", self._short_code), body.get("text")
         if not isinstance(number, str) or not isinstance(text, str):
-            return _refuse("`to` and `text` must be texts")
+            raise refuse("`to` and `text` must be texts")
         if error := _refusal(number, text):
-            return _refuse(markup.WORDS["en"][error])
+            raise refuse(markup.WORDS["en"][error])
         message = self._send(phone, number.strip(), text)
         return web.json_response({"id": message.id}, status=202)
 
@@ -248,7 +193,7 @@ class Page:
             newest = message.id
             changed.set()
 
-        response = web.StreamResponse(headers={**_HEADERS, "Content-Type": "text/event-stream"})
+        response = web.StreamResponse(headers={**HEADERS, "Content-Type": "text/event-stream"})
         unsubscribe = self._phones.subscribe(note, phone)
         closing = asyncio.create_task(self._closing.wait())
         try:
@@ -273,9 +218,7 @@ class Page:
     def _phone_of(self, written: str) -> str:
         phone = read_number(written)
         if phone is None:
-            raise web.HTTPBadRequest(
-                text=json.dumps({"error": "this is no phone number"}), content_type="application/json"
-            )
+            raise refuse("this is no phone number")
         return phone
 
 
@@ -286,10 +229,6 @@ def _refusal(number: str, text: str) -> str:
     if not text.strip() or len(text) > MOST_CHARACTERS:
         return "wrong_text"
     return ""
-
-
-def _refuse(why: str) -> web.Response:
-    return web.json_response({"error": why}, status=400)
 
 
 def _as_json(message: Message) -> dict[str, Any]:

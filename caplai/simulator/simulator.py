@@ -13,6 +13,7 @@ from aiohttp import web
 
 from caplai.simulator.citizens import Citizens, read_citizens
 from caplai.simulator.page import Page
+from caplai.simulator.panel import Panel
 from caplai.simulator.phones import Message, Phones, read_number
 from caplai.simulator.scenarios import Scenarios
 from caplai.simulator.smsc import Rules, Smsc
@@ -85,6 +86,7 @@ class Simulator:
                 self.phones,
                 citizens,
                 self.smsc.send_mo,
+                Panel(self.scenarios, lambda: self.smsc.bound, self.smsc.cut),
                 short_code=config.short_code,
                 words=f"{config.keyword} {config.command}",
                 host=config.http_host,

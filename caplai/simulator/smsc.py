@@ -135,10 +135,12 @@ class Smsc:
             if timer is not None:
                 timer.cancel()
 
-    def cut(self) -> None:
-        """Drop every ESME's connection without a word, in the middle of whatever is under way."""
-        for link in list(self._links):
+    def cut(self) -> int:
+        """Drop every ESME's connection without a word, in the middle of whatever is under way; how many."""
+        links = list(self._links)
+        for link in links:
             link.hang_up()
+        return len(links)
 
     def shuffle(self, draw: random.Random) -> None:
         """Deliver what is ready in another order than it was sent."""

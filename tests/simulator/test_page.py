@@ -17,13 +17,13 @@ PHONE = "84327111686"
 
 
 @asynccontextmanager
-async def browser(tmp_path=None, citizens=()):
+async def browser(tmp_path=None, citizens=(), **options):
     """A simulator with these citizens, and a browser that stays on its address."""
     file = None
     if tmp_path is not None:
         file = tmp_path / "citizens.json"
         file.write_text(json.dumps(list(citizens)))
-    async with Simulator(SimulatorConfig(citizens_file=file)) as sim:
+    async with Simulator(SimulatorConfig(citizens_file=file, **options)) as sim:
         jar = aiohttp.CookieJar(unsafe=True)  # cookies of an IP address
         async with aiohttp.ClientSession(sim.http_url, cookie_jar=jar) as web:
             yield sim, web
@@ -234,6 +234,17 @@ async def test_one_phone_of_a_family_offers_each_code(tmp_path):
         assert len(offered) == 2
         _, page = await read(web, offered[1].replace("&amp;", "&"))
         assert ">BH MK 0123456780</textarea>" in page
+
+
+@in_loop
+async def test_the_words_before_a_code_are_the_agencys(tmp_path):
+    async with browser(tmp_path, [LAN, NA], keyword="XH", command="<LAI>") as (_, web):
+        _, page = await read(web, "/", params={"phone": PHONE})
+        assert 'placeholder="XH &lt;LAI&gt; 0123456789"' in page
+        assert page.count(">XH &lt;LAI&gt; 01234567") == 2
+        assert "BH MK" not in page
+    async with browser(tmp_path, [LAN], keyword="XH", command="LAI") as (_, web):
+        assert ">XH LAI 0123456789</textarea>" in (await read(web, "/", params={"phone": PHONE}))[1]
 
 
 @in_loop
