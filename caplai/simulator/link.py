@@ -131,8 +131,7 @@ class Link(asyncio.Protocol):
             octets = octets[: len(octets) // 2]
         self._transport.write(octets)
         if name in ("half-pdu", "cut-deliveries"):
-            self._life = Life.ENDING
-            self._transport.close()  # not abort(): what was written gets there
+            self.break_off()
 
     def freeze(self) -> None:
         """Half-open from now on: it stands, and nothing more is read or written."""
@@ -153,6 +152,12 @@ class Link(asyncio.Protocol):
         else:
             self._transport.close()
 
+    def break_off(self) -> None:
+        """End the connection here: what was answered gets there, what comes after this is not heard any more."""
+        self.flush()
+        self._life = Life.ENDING
+        self._transport.close()
+
     def hang_up(self) -> None:
         """End the connection now, whatever was still to be written."""
         self._life = Life.ENDING
@@ -170,12 +175,16 @@ class Link(asyncio.Protocol):
         lost = []
         for event in events:
             match event:
+                case RequestLost():
+                    lost.append(event)
+                case Response() if self._life is Life.ENDING:
+                    lost.append(RequestLost(event.context, event.request, "not heard"))
+                case _ if self._life is Life.ENDING:
+                    pass
                 case Response():
                     smsc.answered(self, event)
                 case Request():
                     smsc.submitted(self, event, now)
-                case RequestLost():
-                    lost.append(event)
                 case BindRequested():
                     status = smsc.may_bind(event.pdu)
                     if status == Status.ESME_ROK:
@@ -183,7 +192,7 @@ class Link(asyncio.Protocol):
                     else:
                         self.session.refuse_bind(event.pdu, status, now)
         if lost:
-            smsc.lost(lost, with_link=self.session.closed)
+            smsc.lost(lost, with_link=self.session.closed or self._life is Life.ENDING)
         self.flush()
         if self.session.closed:
             self._transport.close()

@@ -38,7 +38,8 @@ class Panel:
     # The page
 
     async def _show(self, request: web.Request) -> web.Response:
-        response = self._render(request, done=request.query.get("done", ""))
+        query = request.query
+        response = self._render(request, done=query.get("done", ""), name=query.get("name", ""))
         remember(request, response)
         return response
 
@@ -58,26 +59,20 @@ class Panel:
                 case "cut":
                     self._cut()
         except ValueError:
-            return self._render(request, wrong=name, written=value, status=400)
+            return self._render(request, name=name, wrong=value, status=400)
         anchor = f"#{name}" if name in CATALOGUE else ""
-        raise web.HTTPSeeOther(f"/carrier?{urlencode({'done': action})}{anchor}")
+        raise web.HTTPSeeOther(f"/carrier?{urlencode({'done': action, 'name': name})}{anchor}")
 
     def _render(
-        self,
-        request: web.Request,
-        *,
-        done: str = "",
-        wrong: str = "",
-        written: str = "",
-        status: int = 200,
+        self, request: web.Request, *, name: str, done: str = "", wrong: str | None = None, status: int = 200
     ) -> web.Response:
         view = PanelView(
             language=language_of(request),
             on=self._scenarios.on(),
             bound=self._bound(),
             done=done,
+            name=name,
             wrong=wrong,
-            written=written,
         )
         return web.Response(text=panel(view), content_type="text/html", status=status)
 

@@ -10,10 +10,10 @@ from caplai.simulator.scenarios import CATALOGUE, NUMBERS, Part, Scenario, Setti
 
 WORDS = {
     "vi": {
-        "title": "Nhà mạng mô phỏng",
+        "title": "Nhà mạng ảo",
         "about": "Bật một sự cố để thử xem hệ thống chịu đựng ra sao. Không có gì ra mạng thật.",
-        "phones": "Điện thoại ảo",
-        "bound": "Số kết nối đang nhận tin",
+        "phones": "Điện thoại",
+        "bound": "Kết nối đang nhận tin",
         "running": "Sự cố đang bật",
         "nothing_on": "Không có sự cố nào đang bật.",
         "cut": "Cắt mọi kết nối ngay",
@@ -34,10 +34,10 @@ WORDS = {
         "other_language": "English",
     },
     "en": {
-        "title": "Simulated carrier",
+        "title": "Virtual carrier",
         "about": "Switch trouble on to see how a system bears it. Nothing leaves for a real network.",
-        "phones": "Virtual phone",
-        "bound": "Connections that take messages",
+        "phones": "Phones",
+        "bound": "Connected to receive",
         "running": "Troubles that are on",
         "nothing_on": "No trouble is on.",
         "cut": "Cut all connections now",
@@ -62,14 +62,16 @@ WORDS = {
 
 @dataclass(frozen=True, slots=True)
 class PanelView:
-    """What is on, how many binds take messages, what was just done, and whose value was wrong (`written`)."""
+    """What is on, how many binds take messages, what was just done and to which scenario, and what was written
+    if its value was wrong.
+    """
 
     language: str
     on: Mapping[str, Setting]
     bound: int
     done: str
-    wrong: str
-    written: str
+    name: str
+    wrong: str | None
 
     def word(self, key: str) -> str:
         return escape(WORDS[self.language][key])
@@ -111,7 +113,7 @@ def panel(view: PanelView) -> str:
 
 def _state(view: PanelView) -> str:
     done = f'<p role="status">{view.word("did_cut")}</p>' if view.done == "cut" else ""
-    error = f'<p class="error" role="alert">{_error(view)}</p>' if view.wrong else ""
+    error = f'<p class="error" role="alert">{_error(view)}</p>' if view.wrong is not None else ""
     running = "".join(
         f'<li><a href="#{name}">{escape(f"{name}={setting.written}" if setting.written else name)}</a></li>'
         for name, setting in view.on.items()
@@ -130,9 +132,9 @@ def _state(view: PanelView) -> str:
 
 
 def _error(view: PanelView) -> str:
-    scenario = CATALOGUE.get(view.wrong)
+    scenario = CATALOGUE.get(view.name)
     if scenario is None:
-        return f"{view.word('wrong')}: {escape(view.wrong)}"
+        return f"{view.word('wrong')}: {escape(view.name)}"
     link = f'<a href="#{scenario.name}">{scenario.name}</a>'
     example = f" {view.word('example')}: <code>{scenario.usual}</code>" if scenario.usual else ""
     return f"{view.word('wrong')}: {link}.{example}"
@@ -144,17 +146,19 @@ def _button(action: str, label: str, kind: str = "", context: str = "") -> str:
 
 
 def _group(view: PanelView, part: Part) -> str:
-    rows = "".join(_row(view, scenario) for scenario in CATALOGUE.values() if scenario.part is part)
-    return f"""<section aria-labelledby="part-{part}">
-<h2 id="part-{part}">{view.word(part)}</h2>
-<ul class="scenarios">{rows}</ul>
-</section>"""
+    scenarios = [scenario for scenario in CATALOGUE.values() if scenario.part is part]
+    rows = "".join(_row(view, scenario) for scenario in scenarios)
+    on = sum(scenario.name in view.on for scenario in scenarios)
+    shown = " open" if on or any(scenario.name == view.name for scenario in scenarios) else ""
+    count = f" ({on})" if on else ""
+    return f"""<details{shown}><summary><h2>{view.word(part)}{count}</h2></summary>
+<ul class="scenarios">{rows}</ul></details>"""
 
 
 def _row(view: PanelView, scenario: Scenario) -> str:
     name = scenario.name
     setting = view.on.get(name)
-    wrong = view.wrong == name
+    wrong = view.wrong if view.name == name else None
     value = ""
     if setting is not None:
         label = f"{view.word('is_on')}{f': {escape(setting.written)}' if setting.written else ''}"
@@ -163,10 +167,10 @@ def _row(view: PanelView, scenario: Scenario) -> str:
     else:
         button = _button("on", view.word("on"), "", name)
         if scenario.usual:
-            shown = view.written if wrong else scenario.usual
+            shown, invalid = (scenario.usual, "") if wrong is None else (wrong, ' aria-invalid="true"')
             value = (
                 f'<input name="value" value="{escape(shown)}" aria-label="{view.word("value")}: {name}"'
-                f' maxlength="60" autocomplete="off"{" aria-invalid=true" if wrong else ""}>'
+                f' maxlength="60" autocomplete="off"{invalid}>'
             )
     return f"""<li id="{name}"{' class="on"' if setting else ""}><form action="/carrier" method="post">
 <p><code>{name}</code> {view.sentence(scenario)}</p>
@@ -176,10 +180,9 @@ def _row(view: PanelView, scenario: Scenario) -> str:
 
 def _numbers(view: PanelView) -> str:
     rows = "".join(
-        f'<li><a href="/?phone={quote(phone)}">{show_number(phone)}</a> <code>{escape(what)}</code>'
-        f" {view.sentence(CATALOGUE[what.partition('=')[0]])}</li>"
+        f'<li><a href="/?phone={quote(phone)}">{show_number(phone)}</a> <code>{escape(what)}</code></li>'
         for phone, what in NUMBERS.items()
     )
-    return f"""<details><summary>{view.word("numbers")}</summary>
+    return f"""<details><summary><h2>{view.word("numbers")}</h2></summary>
 <p>{view.word("about_numbers")}</p>
 <ul class="numbers">{rows}</ul></details>"""

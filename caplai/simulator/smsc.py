@@ -286,7 +286,7 @@ class Smsc:
         if lost := self._blow(parcel, ("duplicate", "cut-answers")):
             self._ready.appendleft(parcel)
             if lost.scenario.name == "cut-answers":
-                link.hang_up()
+                link.break_off()
             self._wake()
         elif response.accepted:
             outgoing = parcel.of
@@ -347,7 +347,7 @@ class Smsc:
         if what.reaches:
             self._show(phone, pdu, part, payload)
         if what.cut:
-            link.hang_up()
+            link.break_off()
 
     def _answer(self, link: Link, request: Request, what: Fate, message_id: str) -> bool:
         """Answer a submit now, later or never. False when its session has ended."""
