@@ -157,3 +157,82 @@ def test_a_citizen_gets_back_in(demo, chromium, look, size, language, script, ci
     assert code in page.inner_text("main")
     assert errors == []
     context.close()
+
+
+@pytest.mark.parametrize(
+    ("size", "language", "script", "citizen"),
+    [("phone", "vi", True, 1), pytest.param("desktop", "en", False, 0, marks=pytest.mark.slow)],
+    ids=["phone-vi-trouble", "desktop-en-trouble-without-javascript"],
+)
+def test_a_citizen_is_answered_although_the_carrier_is_in_trouble(
+    demo, chromium, look, size, language, script, citizen
+):
+    number, code = demo["citizens"][citizen]
+    words = TROUBLE[language]
+    context = chromium.new_context(viewport=SIZES[size], java_script_enabled=script, locale="en-US")
+    context.script = script
+    page = context.new_page()
+
+    # From the phone's page to the carrier's: two troubles are switched on, one of them at the second attempt.
+    page.goto(f"{demo['phone']}?lang={language}")
+    page.get_by_role("link", name=words["carrier"], exact=True).click()
+    look(page, "carrier")
+    page.get_by_role("heading", name=words["to phones"]).click()
+    page.fill("#refuse input[name=value]", "no status")
+    page.click("#refuse button")
+    assert page.get_by_role("alert").inner_text() == words["wrong"]
+    look(page, "wrong-value")
+    page.fill("#refuse input[name=value]", "ESME_RTHROTTLED 50%")
+    page.click("#refuse button")
+    page.get_by_role("heading", name=words["from phones"]).click()
+    page.fill("#cut-answers input[name=value]", "100%")
+    page.click("#cut-answers button")
+    assert page.locator(".is-on").count() == 2
+    look(page, "carrier-on")
+
+    # The citizen texts: the connection breaks, the reply is refused at first, and it comes.
+    conversation = f"{demo['phone']}?phone=84{number}"
+    page.goto(conversation)
+    assert f"{words['carrier']} (2)" in page.inner_text("header")
+    replies = page.locator("#thread .received", has_text=f"Tai khoan: {code}")
+    before = replies.count()
+    page.fill("#text", f"BH MK {code}")
+    page.click("#write button")
+    for _ in range(100):
+        if replies.count() > before:
+            break
+        page.wait_for_timeout(200)
+        if not script:
+            page.goto(conversation)
+    assert replies.count() == before + 1
+    look(page, "answered")
+
+    # All connections are cut, all troubles switched off.
+    page.goto(f"{demo['phone']}carrier")
+    page.get_by_role("button", name=words["cut"]).click()
+    assert page.get_by_role("status").inner_text() == words["was cut"]
+    page.get_by_role("button", name=words["all off"]).click()
+    assert page.locator(".is-on").count() == 0
+    context.close()
+
+
+TROUBLE = {
+    "vi": {
+        "carrier": "Nhà mạng",
+        "to phones": "Tin tới điện thoại",
+        "from phones": "Tin từ điện thoại",
+        "wrong": "Giá trị này không dùng được: refuse. Ví dụ: ESME_RSYSERR 100%",
+        "cut": "Cắt mọi kết nối ngay",
+        "was cut": "Đã cắt mọi kết nối.",
+        "all off": "Tắt tất cả",
+    },
+    "en": {
+        "carrier": "Carrier",
+        "to phones": "Messages to phones",
+        "from phones": "Messages from phones",
+        "wrong": "This value cannot be used: refuse. For instance: ESME_RSYSERR 100%",
+        "cut": "Cut all connections now",
+        "was cut": "All connections were cut.",
+        "all off": "Switch all off",
+    },
+}
