@@ -285,6 +285,21 @@ async def test_a_delivery_whose_connection_ends_comes_again_and_is_paid_once(sce
 
 
 @in_loop
+async def test_answers_behind_the_one_that_was_cut_are_not_heard_and_lose_nothing():
+    async with simulator("cut-answers=34%") as sim:
+        sent = [await sim.send(PHONE, f"BH MK {number}") for number in range(3)]
+        async with Esme(sim.smpp_port) as esme:  # which answers all three at once
+            await esme.ended()
+            assert esme.delivered.qsize() == 3
+        assert {message.state for message in sent} == {State.SENDING}
+        sim.scenarios.switch_all_off()
+        async with Esme(sim.smpp_port):
+            for message in sent:
+                await state_of(sim, message, State.SENT)
+        assert sim.phones.conversation(PHONE).paid == 3000
+
+
+@in_loop
 async def test_a_delivery_whose_answer_was_lost_comes_again_with_another_sequence_number():
     async with simulator("duplicate=100%") as sim, Esme(sim.smpp_port) as esme:
         message = await sim.send(PHONE, "BH MK 0123456789")
