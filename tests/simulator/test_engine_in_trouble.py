@@ -62,7 +62,7 @@ AT_LEAST_ONCE = [
 ]
 # Nobody is bound, or the carrier lets nothing through: tested below.
 OTHERWISE = {"bind-refused", "half-open"}
-IN_A_HURRY = {"refuse=0x4FF 40%", "cut-answers=30%", "cut-submits=30%", "half-pdu=30%"}
+IN_A_HURRY = {"refuse=0x4FF 40%", "cut-answers=30%", "cut-submits=30%"}
 
 
 def scenarios(several):
