@@ -6,7 +6,7 @@ import ssl
 from collections.abc import Callable
 from typing import Any
 
-from caplai.smpp.pdu import BindKind, Command, ShortMessage, ShortMessageResp, Simple, encode
+from caplai.smpp.pdu import BindKind, Command, ShortMessage, ShortMessageResp, Simple, Status, encode
 from caplai.smpp.session import (
     BindRefused,
     Bound,
@@ -132,8 +132,10 @@ class Esme:
             data = b""
         for event in self.session.receive(data, now) if data else self.session.closed_by_peer(now):
             match event:
-                case Bound() | BindRefused():
-                    self.bind_status = event.status
+                case Bound():
+                    self.bind_status = Status.ESME_ROK
+                case BindRefused(status):
+                    self.bind_status = status
                 case Request():
                     self.delivered.put_nowait(event.pdu)
                     status = self._answer(event.pdu)
