@@ -5,6 +5,7 @@ Nested values are named with two underscores (`CAPLAI_SERVICE__KEYWORD`); a list
 (`CAPLAI_SERVICE__SHORT_CODES='["8079"]'`). An unknown setting is refused by its name.
 """
 
+import importlib
 import ipaddress
 import os
 import tomllib
@@ -30,6 +31,8 @@ from caplai.domain.grammar import Grammar
 from caplai.domain.issuing import DIGITS, LETTERS, guessable
 from caplai.domain.policy import Limit, Limits
 from caplai.domain.replies import Texts
+from caplai.store.keyfolder import KeyFolder
+from caplai.store.keyring import KeyringError, KeyringFile, Keys
 
 PREFIX = "CAPLAI_"
 # Read from the environment by the command line itself, before there is a configuration.
@@ -154,6 +157,27 @@ class SigninSettings(Section):
     session_age: timedelta = Field(timedelta(hours=12), description="How long a sign-in lasts.")
 
 
+class KeySettings(Section):
+    """Where the keys come from, and when new ones become active (docs/keys.md)."""
+
+    lead: timedelta = Field(
+        timedelta(minutes=5),
+        ge=timedelta(),
+        description="A new key becomes active this long after, at the soonest.",
+    )
+    silence: timedelta = Field(
+        timedelta(seconds=45),
+        ge=timedelta(seconds=1),
+        description="An engine or web server that says nothing for so long has ended; the same on every host.",
+    )
+    source: str | None = Field(
+        None,
+        pattern=r"^[\w.]+:\w+$",
+        description="A source of keys of one's own, such as a KMS: `module:Class`.",
+    )
+    options: dict[str, str] = Field({}, description="What that class is called with.")
+
+
 class Config(BaseSettings):
     """The whole configuration. Sections are tables in caplai.toml; `[[links]]` is a list of them."""
 
@@ -184,11 +208,14 @@ class Config(BaseSettings):
     engine_workers: int = Field(2, ge=1, le=32, description="Threads of the engine that decide messages.")
     web_threads: int = Field(8, ge=1, le=128, description="Threads of the web server.")
     keyring: Path | None = Field(
-        None, description="The keyring file; none: `keyring.json` in the data folder."
+        None,
+        description="The keyring: a file, or a folder with a file for each key; none: `keyring.json` in the data"
+        " folder.",
     )
     debuggable: bool = Field(
         False, description="Let core dumps and debuggers of our user read the memory, in which keys are."
     )
+    keys: KeySettings = Field(default_factory=KeySettings)
     service: Service = Field(default_factory=Service)
     password: Password = Field(default_factory=Password)
     limits: LimitSettings = Field(default_factory=LimitSettings)
@@ -243,6 +270,23 @@ class Config(BaseSettings):
     @property
     def keyring_file(self) -> Path:
         return self.keyring or self.data_dir / "keyring.json"
+
+    def open_keyring(self) -> Keys:
+        """The source of the keys. Raises ConfigError for one of the site's own that cannot be loaded."""
+        if self.keys.source is not None:
+            module, _, name = self.keys.source.partition(":")
+            try:
+                keys = getattr(importlib.import_module(module), name)(**self.keys.options)
+            except KeyringError:
+                raise
+            except Exception as error:  # of its text nothing: it may hold a secret
+                raise ConfigError(
+                    f"keys.source: {self.keys.source} fails with {type(error).__name__}"
+                ) from None
+            if not isinstance(keys, Keys):
+                raise ConfigError(f"keys.source: {self.keys.source} is no caplai.store.keyring.Keys")
+            return keys
+        return KeyFolder(self.keyring_file) if self.keyring_file.is_dir() else KeyringFile(self.keyring_file)
 
     @property
     def reply_texts(self) -> Texts:

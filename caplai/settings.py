@@ -5,16 +5,16 @@ from urllib.parse import urlsplit
 
 from caplai.config import ConfigError, load
 from caplai.store.db import django_database
-from caplai.store.keyring import KeyringFile
 
 CAPLAI = load()
 BASE_DIR = Path(__file__).parent
 
 if CAPLAI.database_url is None:
     raise ConfigError("no database: start caplai by its command line, which starts the embedded server")
-KEYRING = KeyringFile(CAPLAI.keyring_file)
+KEYRING = CAPLAI.open_keyring()
 KEYRING.create()
 _web = KEYRING.ring("web")
+# The web server keeps both up to date as keys are rotated (wsgi.py).
 SECRET_KEY = _web.keys[_web.active].hex()
 SECRET_KEY_FALLBACKS = [key.hex() for name, key in _web.keys.items() if name != _web.active]
 

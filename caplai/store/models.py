@@ -148,6 +148,7 @@ class Case(models.Model):
         GUESSED_OUT = "guessed_out"
         ACCOUNT_CHANGED = "account_changed"
         RESTORED = "restored", "the database came back from a backup"
+        KEY_DESTROYED = "key_destroyed", "an operator destroyed its key"
 
     pk = models.CompositePrimaryKey("account", "id")
     account = Text(help_text="The account's code.")
@@ -373,9 +374,47 @@ class Process(models.Model):
     name = Text(primary_key=True, help_text="Host, process id, and something random.")
     kind = Text(help_text="engine or web")
     version = Text(help_text="Of caplai.")
-    keys = ArrayField(models.TextField(), help_text="The ids of the keys that it can read.")
+    keys = ArrayField(
+        models.TextField(), help_text="The keys that it can read: kind/id/fingerprint (keyring.Token)."
+    )
     started_at = models.DateTimeField(db_default=Now())
     seen_at = models.DateTimeField(db_default=Now())
 
     class Meta:
         db_table = "process"
+
+
+class Key(models.Model):
+    """What is known of a key of the keyring: everything but the key. One of each kind is active.
+
+    waiting → active → retired → destroyed, and waiting → destroyed where a newer one was first. Never back.
+    """
+
+    class State(models.TextChoices):
+        WAITING = "waiting", "becomes active when everybody can read it"
+        ACTIVE = "active"
+        RETIRED = "retired", "still read, used for nothing new"
+        DESTROYED = "destroyed"
+
+    number = models.BigAutoField(primary_key=True, help_text="The order of the keys: a clock may step.")
+    kind = Text()
+    id = Text(help_text="Its id in the keyring.")
+    fingerprint = Text()
+    state = Text(choices=State.choices)
+    added_at = models.DateTimeField(db_default=Now())
+    not_before = models.DateTimeField(db_default=Now(), help_text="It becomes active no sooner.")
+    activated_at = models.DateTimeField(null=True)
+    retired_at = models.DateTimeField(null=True)
+    looked_at = models.DateTimeField(
+        null=True, help_text="When it was last asked who needs it, once retired."
+    )
+    destroyed_at = models.DateTimeField(null=True)
+
+    class Meta:
+        db_table = "key"
+        constraints = [
+            models.UniqueConstraint(fields=["kind", "id"], name="key_once"),
+            models.UniqueConstraint(
+                fields=["kind"], condition=Q(state="active"), name="key_one_active_per_kind"
+            ),
+        ]
