@@ -18,9 +18,10 @@ from caplai.domain.grammar import BadCode, BadSyntax, Command, Grammar, OtherAge
 from caplai.domain.issuing import VERSION, Keyring, guessable, new_case_id
 from caplai.domain.policy import ERRORS, GRANTED, SILENT, Decision, Facts, Limits, OpenCase, Outcome, decide
 from caplai.domain.replies import whole_minute
-from caplai.service import locks
+from caplai.service import keys, locks
 from caplai.store import queues
 from caplai.store.db import is_at_fault_itself
+from caplai.store.keyring import KeyringError
 
 # The longest window of any limit: older cases are no facts.
 _HISTORY = timedelta(days=30)
@@ -108,6 +109,8 @@ class _Ledger:
     now: datetime
     open: bool
     long: bool
+    key: str | None
+    """The issuing key that is active now; None where no process has agreed on one yet."""
     accounts: dict[str, str] = field(default_factory=dict)
     """Approved accounts only: code → registered phone."""
     cases: dict[str, _Case] = field(default_factory=dict)
@@ -208,6 +211,7 @@ def reissue_one_by_one(conn: psycopg.Connection, rules: Rules, count: int) -> in
 def reissue(conn: psycopg.Connection, requests: Sequence[Request], rules: Rules) -> list[Decision]:
     """Decide these requests in their order, and write cases, replies and outcomes. Needs a transaction."""
     locks.take(conn, _subjects(requests))
+    keys.begin_opening(conn)
     ledger = _gather(conn, requests, rules)
     decisions: list[Decision] = []
     cases: list[_Case | None] = []
@@ -242,7 +246,8 @@ def _gather(conn: psycopg.Connection, requests: Sequence[Request], rules: Rules)
     row = conn.execute(
         "select clock_timestamp(),"
         " coalesce((select (value->>'open')::bool from switch where name = 'service'), true),"
-        " coalesce((select (value->>'until')::timestamptz > now() from switch where name = 'guess_alarm'), false)"
+        " coalesce((select (value->>'until')::timestamptz > now() from switch where name = 'guess_alarm'), false),"
+        " (select id from key where kind = 'issuing' and state = 'active')"
     ).fetchone()
     assert row is not None
     ledger = _Ledger(*row)
@@ -317,7 +322,7 @@ def _write(
             [ledger.now, ledger.now, *_columns([(case.account, case.id) for case in ledger.replaced], 2)],
         )
     if ledger.opened:
-        _open_cases(conn, ledger.opened, requests, cases, rules)
+        _open_cases(conn, ledger, requests, cases, rules)
     joined = {case.id: case for case in cases if case is not None and case.joined and not case.opened}
     if joined:
         conn.execute(
@@ -341,12 +346,15 @@ def _write(
 
 def _open_cases(
     conn: psycopg.Connection,
-    opened: Sequence[_Case],
+    ledger: _Ledger,
     requests: Sequence[Request],
     cases: Sequence[_Case | None],
     rules: Rules,
 ) -> None:
-    key = rules.keyring().active
+    ring = rules.keyring()
+    key = ledger.key or ring.active
+    if ring.get(key) is None:
+        raise KeyringError(f"this host lacks the active issuing key {key}")
     channel: dict[UUID, str] = {}
     for request, case in zip(requests, cases, strict=True):
         if case is not None:
@@ -365,7 +373,7 @@ def _open_cases(
             c.opened_at,
             c.living.expires_at,
         )
-        for c in opened
+        for c in ledger.opened
     ]
     conn.execute(
         "insert into reissue_case (account, id, phone, channel, key, version, length, alphabet, texts,"
