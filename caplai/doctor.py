@@ -15,7 +15,7 @@ from caplai.channels.trial import Trial
 from caplai.config import Config, ConfigError, load
 from caplai.local_postgres import LocalPostgresError
 from caplai.smpp.pdu import status_name
-from caplai.store.keyring import KINDS, KeyringError, KeyringFile
+from caplai.store.keyring import KeyringError
 from caplai.store.leases import Leases
 
 OLDEST_POSTGRESQL = 15
@@ -84,16 +84,53 @@ def _site(config: Config) -> Iterator[Finding]:
 
 
 def _keys(config: Config) -> Iterator[Finding]:
-    keyring = KeyringFile(config.keyring_file)
     try:
-        if not config.keyring_file.exists():
+        if config.keys.source is None and not config.keyring_file.exists():
             yield Finding("keys", True, f"{config.keyring_file} will be made at the first start")
             return
-        count = sum(len(keyring.ring(kind).keys) for kind in KINDS)
-    except (KeyringError, OSError) as error:
+        keyring = config.open_keyring()
+        count = len(keyring.readable())
+    except (ConfigError, KeyringError, OSError) as error:
         yield Finding("keys", False, str(error))
     else:
-        yield Finding("keys", True, f"{config.keyring_file}, {count} keys")
+        yield Finding("keys", True, f"{keyring.place}, {count} keys")
+
+
+def _agreement(config: Config, conn: psycopg.Connection) -> Iterator[Finding]:
+    """What this host's keyring is worth among the others'."""
+    from caplai.service.keys import look
+
+    keyring, overview = config.open_keyring(), look(conn, config.keys.silence)
+    try:
+        readable = keyring.readable()
+    except (KeyringError, OSError):
+        return  # said before
+    bring = f"Bring {keyring.place} up to date from a host that has it; a lost one: docs/keys.md."
+    well = True
+    for key in overview.keys:
+        what = f"the {key.kind} key {key.id}"
+        if key.state in ("active", "retired") and key.token not in readable:
+            well = False
+            yield Finding("keys in use", False, f"this host lacks {what}", bring)
+        if key.state in ("active", "retired", "waiting") and (lacking := overview.lack(key.token)):
+            late = key.state != "waiting" or key.not_before < overview.now
+            well = well and not late
+            names = ", ".join(process.name for process in lacking)
+            yield Finding(
+                "keys in use",
+                not late,
+                f"{what} is {key.state}, and lacked by {names}",
+                bring if late else "",
+            )
+        if key.state == "destroyed" and key.token in readable and not keyring.writable:
+            yield Finding(
+                "keys in use", True, f"nothing needs {what} any more: remove it from {keyring.place}"
+            )
+    if well:
+        living = len(overview.living)
+        yield Finding(
+            "keys in use", True, f"readable here, and by all {living} engines and web servers that run"
+        )
 
 
 def _database(config: Config) -> Iterator[Finding]:
@@ -122,6 +159,7 @@ def _database(config: Config) -> Iterator[Finding]:
                 )
                 return
             yield Finding("tables", True, "up to date")
+            yield from _agreement(config, conn)
             yield _inbox(conn)
             yield _replies(conn)
     except LocalPostgresError as error:

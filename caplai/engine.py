@@ -2,21 +2,20 @@
 
 import asyncio
 import logging
-import os
-import secrets
 import signal
-import socket
 
 import psycopg
 
+from caplai import __version__
 from caplai.channels.esme import Esme
 from caplai.config import Config
 from caplai.domain.policy import ERRORS, Outcome
 from caplai.domain.replies import prepare
+from caplai.service.presence import Presence
 from caplai.service.reissue import Form, Rules, reissue_inbox, reissue_one_by_one
 from caplai.store import queues
 from caplai.store.db import DatabaseThreads, conninfo, is_at_fault_itself
-from caplai.store.keyring import KeyringFile
+from caplai.store.keyring import KeyringError, Keys
 from caplai.store.leases import Leases
 
 log = logging.getLogger(__name__)
@@ -26,7 +25,7 @@ POLL = 1.0
 """Seconds between looks at the inbox when nobody wakes us."""
 
 
-def reissue_rules(config: Config, keyring: KeyringFile, conn: psycopg.Connection) -> Rules:
+def reissue_rules(config: Config, keyring: Keys, conn: psycopg.Connection) -> Rules:
     """What the re-issue needs of the configuration; its wordings are interned in the store."""
     texts = config.reply_texts
     wordings = {
@@ -62,11 +61,18 @@ def reissue_rules(config: Config, keyring: KeyringFile, conn: psycopg.Connection
 class Engine:
     """All links of the configuration, and the deciding between their inbox and outbox."""
 
-    def __init__(self, config: Config, keyring: KeyringFile) -> None:
+    def __init__(self, config: Config, keyring: Keys) -> None:
         self.config = config
         self.keyring = keyring
-        # Containers may share a host name and a process id.
-        self.name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self.presence = Presence(
+            "engine",
+            __version__,
+            keyring,
+            lead=config.keys.lead,
+            silence=config.keys.silence,
+            session_age=config.signin.session_age,
+        )
+        self.name = self.presence.name
         # Two threads more than deciders: accepting must not wait for deciding.
         self.database = DatabaseThreads(config.engine_workers + len(config.links) + 2)
         self.leases = Leases()
@@ -97,7 +103,10 @@ class Engine:
 
     async def start(self) -> None:
         rules = await self.database.run(lambda conn: reissue_rules(self.config, self.keyring, conn))
-        self._tasks = [asyncio.create_task(esme.run(), name=f"link {esme.link.name}") for esme in self.esmes]
+        await asyncio.to_thread(self.presence.start)
+        self._tasks = [
+            asyncio.create_task(self._run_link(esme), name=f"link {esme.link.name}") for esme in self.esmes
+        ]
         self._tasks += [
             asyncio.create_task(self._decide(rules), name=f"decider {n}")
             for n in range(self.config.engine_workers)
@@ -120,12 +129,28 @@ class Engine:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.leases.close()
+        await asyncio.to_thread(self.presence.stop)
         self.database.close()
+
+    async def _run_link(self, esme: Esme) -> None:
+        """A link that we held without the keys in use would keep its replies from everybody."""
+        while self._lacks_keys():
+            await asyncio.sleep(POLL)
+        await esme.run()
+
+    def _lacks_keys(self) -> bool:
+        try:
+            return bool(self.keyring.missing())
+        except KeyringError:
+            return True
 
     async def _decide(self, rules: Rules) -> None:
         """Claim and decide, batch after batch, until the inbox is empty; then wait to be woken."""
         while not self._stopping:
             self._work.clear()
+            if self._lacks_keys():  # who has them decides
+                await _wait(self._work, POLL)
+                continue
             try:
                 decided = await self.database.run(reissue_inbox, rules, DECIDE_BATCH)
             except psycopg.errors.QueryCanceled:

@@ -6,7 +6,9 @@ import os
 from django.conf import settings
 from django.core.wsgi import get_wsgi_application
 
+from caplai import __version__
 from caplai.processes import end_with, keep_memory_private
+from caplai.service.presence import Presence
 
 _server = multiprocessing.parent_process()
 if _server is not None and _server.pid is not None:
@@ -16,3 +18,23 @@ if _server is not None and _server.pid is not None:
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "caplai.settings")
 application = get_wsgi_application()
 keep_memory_private(settings.CAPLAI)
+
+
+def _sign_with_the_keyring() -> None:
+    """Django asks for both at each signing. First what is believed, then what is written: whatever anybody may
+    have signed by now, we believe it.
+    """
+    web = settings.KEYRING.ring("web")
+    settings.SECRET_KEY_FALLBACKS = [key.hex() for key in web.keys.values()]
+    settings.SECRET_KEY = web.keys[web.active].hex()
+
+
+presence = Presence(
+    "web",
+    __version__,
+    settings.KEYRING,
+    lead=settings.CAPLAI.keys.lead,
+    silence=settings.CAPLAI.keys.silence,
+    heed=_sign_with_the_keyring,
+)
+presence.start()

@@ -138,13 +138,57 @@ def test_a_file_that_is_none_is_wrong_use(caplai, tmp_path, content, says):
 
 def test_keys_are_listed_by_id_and_rotated(caplai, tmp_path):
     before = caplai("keys", "list").stdout
+    [old] = re.findall(r"issuing\s+(\S+)\s+active", before)
     done = caplai("keys", "rotate")
     assert done.exit_code == 0
-    key = re.search(r"is now (\S+)\.", done.stdout)[1]
+    key = re.search(r"issuing key (\S+) becomes active at [\d:]{8} or later", done.stdout)[1]
     after = caplai("keys", "list").stdout
-    assert re.search(rf"issuing\s+{re.escape(key)}\s+active", after)
+    assert re.search(rf"issuing\s+{re.escape(key)}\s+waiting\s+not before 20", after)
+    assert re.search(rf"issuing\s+{re.escape(old)}\s+active", after)
     assert len(after.splitlines()) == len(before.splitlines()) + 1
+    done = caplai("keys", "rotate", "--now")
+    assert done.exit_code == 0
+    assert re.search(rf"issuing\s+{re.escape(old)}\s+retired", caplai("keys", "list").stdout)
     assert (tmp_path / "keyring.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_key_is_destroyed_once_nothing_needs_it(caplai, conn, tmp_path):
+    def state(key):
+        found = re.search(rf"{re.escape(key)}\s+(\w+)", caplai("keys", "list").stdout)
+        return found and found[1]
+
+    old = json.loads((tmp_path / "keyring.json").read_text())["issuing"]["active"]
+    assert caplai("keys", "destroy", old).exit_code == 1
+    assert caplai("keys", "destroy", "--end-cases").exit_code == 2
+    caplai("keys", "rotate", "--now")
+    conn.execute(
+        "insert into reissue_case (account, id, phone, channel, key, version, length, alphabet, texts, opened_at,"
+        " expires_at) values ('7777777777', gen_random_uuid(), '+84327000700', 'sms', %s, 1, 6, '0123456789', 1,"
+        " now(), now() + interval '1 day')",
+        [old],
+    )
+    done = caplai("keys", "destroy", old)
+    assert (done.exit_code, done.stdout) == (1, f"issuing {old} is still needed by 1 open cases.\n")
+    assert state(old) == "retired"
+    done = caplai("keys", "destroy", old, "--end-cases")
+    assert done.exit_code == 0, done.output
+    assert conn.execute("select ended_as from reissue_case").fetchone() == ("key_destroyed",)
+    assert state(old) is None
+    assert old not in (tmp_path / "keyring.json").read_text()
+
+
+def test_doctor_says_which_host_lacks_which_key(caplai, conn, tmp_path):
+    caplai("keys", "rotate", "--now")
+    conn.execute("insert into process (name, kind, version, keys) values ('b:1:x', 'web', '1', '{}')")
+    said = caplai("doctor").stdout
+    assert re.search(
+        r"BAD  keys in use: the issuing key \S+ is active, and lacked by b:1:x\n     Bring ", said
+    )
+    conn.execute("delete from process")
+    assert "ok   keys in use: readable here, and by all 0" in caplai("doctor").stdout
+    (tmp_path / "keyring.json").unlink()
+    KeyringFile(tmp_path / "keyring.json").create()
+    assert "BAD  keys in use: this host lacks the issuing key" in caplai("doctor").stdout
 
 
 def test_the_service_is_closed_and_opened(caplai):
@@ -219,10 +263,10 @@ def test_no_command_shows_the_password_of_the_database(caplai, monkeypatch, comm
 def test_a_bug_is_told_by_its_place_and_without_its_text(caplai, monkeypatch):
     phone = "+84" + "327000686"
 
-    def broken(self, kind):
+    def broken(*arguments, **options):
         raise ValueError(phone)
 
-    monkeypatch.setattr(KeyringFile, "rotate", broken)
+    monkeypatch.setattr("caplai.service.keys.rotate", broken)
     done = caplai("keys", "rotate")
     assert done.exit_code == BUG
     assert "builtins.ValueError" in done.stderr and "in broken" in done.stderr

@@ -11,8 +11,9 @@ from django.db.models import Q
 from django.http import HttpRequest
 
 from caplai.service import credentials
-from caplai.service.credentials import Outcome, Rules
+from caplai.service.credentials import Checked, Outcome, Rules
 from caplai.signin.middleware import network
+from caplai.store.keyring import KeyringError
 from caplai.store.models import Account, Login
 
 DEVICE_COOKIE = "caplai_device"
@@ -33,6 +34,7 @@ def rules() -> Rules:
         site_failures_minute=signin.site_failures_minute,
         issuing=settings.KEYRING.ring("issuing"),
         peppers=settings.KEYRING.ring("pepper"),
+        lacks_keys=bool(settings.KEYRING.missing()),
     )
 
 
@@ -51,11 +53,16 @@ class PasswordBackend(ModelBackend):
     def authenticate(self, request, username=None, password=None, **other) -> Login | None:
         if request is None or username is None or password is None:
             return None
+        try:
+            now = rules()
+        except KeyringError:  # said where keys are looked after (service/presence.py)
+            request.checked = Checked(Outcome.TRY_AGAIN)
+            return None
         request.checked = checked = credentials.check(
-            username, password, device=device_token(request), network=network(request), rules=rules()
+            username, password, device=device_token(request), network=network(request), rules=now
         )
         if secrets.randbelow(_TIDY_EVERY) == 0:
-            credentials.tidy(rules())
+            credentials.tidy(now)
         return checked.login if checked.outcome is Outcome.SIGNED_IN else None
 
     def get_user(self, user_id: int) -> Login | None:

@@ -24,6 +24,7 @@ from caplai.service.credentials import Outcome
 from caplai.service.reissue import ReplyTo, Request, reissue
 from caplai.signin.backend import rules as configured
 from caplai.store.db import connect
+from caplai.store.keyring import Agreed, Token
 from caplai.store.models import Account, Case, Device, Event, Guess, Login, Switch
 from tests.signin.conftest import CHOSEN, App, sign_in, wrong
 
@@ -362,6 +363,28 @@ def test_host_that_lacks_a_key_compares_nothing(citizen, login, open_case, monke
         assert guess(citizen.code, password, rules) is Outcome.TRY_AGAIN
     assert not compared
     assert not Guess.objects.exists()
+
+
+def test_host_that_lacks_any_key_in_use_answers_everybody_alike(
+    app, browser, citizen, login, operator, open_case, monkeypatch
+):
+    """Else a stranger could tell who has an open case: only those would be told to try again."""
+    opened = open_case()
+    keyring = settings.KEYRING
+    lost = Token("issuing", "lost", "0123456789ab")
+    monkeypatch.setattr(keyring, "_agreed", Agreed({}, keyring.readable() | {lost}))
+    for name, password in [
+        (citizen.code, opened.password),
+        (citizen.code, wrong(opened)),
+        (citizen.code, CHOSEN),
+        ("9999999999", "wrong"),
+        (operator.username, "bảy con cò trắng"),
+    ]:
+        assert app.sign_in(name, password).status_code == 503
+        assert sign_in(browser, name, password).status_code == 503
+    assert not Guess.objects.exists()
+    monkeypatch.setattr(keyring, "_agreed", None)
+    assert sign_in(browser, citizen.code, CHOSEN).status_code == 302
 
 
 def test_missing_key_is_logged_once(app, citizen, login, rules_with, caplog):
