@@ -1,8 +1,15 @@
 """One configuration: environment over file over defaults, and clear words for what is wrong."""
 
+import base64
+import json
+import re
+from pathlib import Path
+
 import pytest
 
 from caplai.config import ConfigError, load
+from caplai.store.keyfolder import KeyFolder
+from caplai.store.keyring import KeyringError, KeyringFile
 
 
 @pytest.fixture
@@ -96,6 +103,47 @@ def test_a_missing_file_is_an_error_only_when_it_was_named(monkeypatch, tmp_path
     monkeypatch.delenv("CAPLAI_CONFIG")
     monkeypatch.chdir(tmp_path)
     assert load().port == 8000
+
+
+KMS = "import base64\nclass Error(Exception): ...\ndef decrypt(master, wrapped): return wrapped[::-1]\n"
+
+
+def test_a_source_of_keys_of_ones_own_as_the_documents_show_it(file, tmp_path, monkeypatch):
+    shown = (Path(__file__).parent.parent / "docs" / "keys.md").read_text("utf-8")
+    [example] = re.findall(r"```python\n(.*?)```", shown, re.DOTALL)
+    (tmp_path / "agency_kms.py").write_text(KMS)
+    (tmp_path / "agency_keys.py").write_text(example)
+    monkeypatch.syspath_prepend(tmp_path)
+    wrapped = tmp_path / "wrapped.json"
+    key = bytes(range(32))
+    text = base64.b64encode(key[::-1]).decode()
+    wrapped.write_text(json.dumps({kind: {"a": text} for kind in ("issuing", "pepper", "web")}))
+    file(f'[keys]\nsource = "agency_keys:WrappedKeys"\noptions = {{wrapped = "{wrapped}", master = "m"}}')
+    keys = load().open_keyring()
+    assert keys.ring("issuing").get("a") == key
+    assert keys.read() is keys.read()
+    assert not keys.writable
+    wrapped.unlink()
+    broken = load().open_keyring()
+    with pytest.raises(KeyringError, match="FileNotFoundError"):
+        broken.ring("web")
+
+
+@pytest.mark.parametrize("source", ["no.such:Class", "json:JSONDecoder", "caplai.store.keyring:KeyringFile"])
+def test_a_source_that_is_none_is_named_and_nothing_of_its_options(file, source):
+    file(f'[keys]\nsource = "{source}"\noptions = {{secret = "hush"}}')
+    with pytest.raises(ConfigError) as error:
+        load().open_keyring()
+    assert source in str(error.value)
+    assert "hush" not in str(error.value)
+
+
+def test_a_keyring_is_a_file_or_a_folder(file, tmp_path):
+    (tmp_path / "folder").mkdir()
+    file(f'keyring = "{tmp_path}/folder"')
+    assert isinstance(load().open_keyring(), KeyFolder)
+    file(f'keyring = "{tmp_path}/file"')
+    assert isinstance(load().open_keyring(), KeyringFile)
 
 
 def test_secrets_do_not_show(file):

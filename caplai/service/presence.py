@@ -157,10 +157,8 @@ class Presence:
         try:
             if connection is not None:
                 watched.append(connection.fileno())
-            ready, _, _ = select.select(
-                watched, [], [], max(0.0, min(seconds, self._next - time.monotonic()))
-            )
-            if connection is not None and len(ready) and ready != [self._waker[0]]:
+            select.select(watched, [], [], max(0.0, min(seconds, self._next - time.monotonic())))
+            if connection is not None:
                 for _ in connection.notifies(timeout=0):
                     self._next = 0.0
         except psycopg.Error:

@@ -213,6 +213,28 @@ def test_many_who_look_at_once_agree(hosts, conn):
     assert Event.objects.filter(kind="key_activated").count() == 1
 
 
+def test_who_starts_while_a_key_becomes_active_is_seen_or_hears_of_it(hosts, conn):
+    """Else it would take itself for ready, and the others would not have waited for it."""
+    one, two = hosts
+    conn.execute("delete from process where name = 'two'")
+    new = one.rotate(lead=LATER).id
+    one.beat()
+    conn.execute("update key set not_before = now()")
+    with connect() as other, connect() as starting:
+        two.conn = starting
+        with other.transaction():  # as `agree` does, stopped before its commit
+            other.execute("select pg_advisory_xact_lock(%s)", [keys.AGREE])
+            overview = keys.look(other, SILENCE)
+            assert [process.name for process in overview.living] == ["one"]
+            start = threading.Thread(target=two.beat)
+            start.start()
+            time.sleep(0.3)
+            assert start.is_alive()
+            keys._activate(other, next(key for key in overview.keys if key.id == new))
+        start.join()
+    assert {one.id for one in two.keys.missing()} == {new}
+
+
 # --- deciding with it ------------------------------------------------------------------------------
 
 
@@ -365,7 +387,8 @@ class Living:
     def __init__(self, host, **more):
         self.host = host
         host.conn.execute("delete from process")
-        self.presence = Presence("engine", "1", host.keys, lead=NOW, silence=timedelta(seconds=1), **more)
+        more = {"lead": NOW, "silence": timedelta(seconds=1), **more}
+        self.presence = Presence("engine", "1", host.keys, **more)
 
     def __enter__(self):
         self.presence.start()
@@ -430,3 +453,24 @@ def test_while_the_database_is_away_the_last_word_holds(hosts, conn):
         finally:
             conn.execute("alter table process_away rename to process")
         until(lambda: states(conn).get(new) == "active")
+
+
+def test_nobody_is_counted_out_because_the_database_was_away(hosts, conn):
+    """It comes back, every row looks old, and whoever speaks first must not take itself for the only one."""
+    one, two = hosts
+    with Living(one, silence=timedelta(seconds=2)):
+        two.beat()
+        new = one.rotate().id
+        conn.execute("alter table process rename to process_away")
+        time.sleep(2.5)
+        conn.execute("alter table process_away rename to process")
+        until(lambda: conn.execute(SPOKE).fetchone()[0])
+        time.sleep(0.3)
+        assert states(conn)[new] == "waiting"
+        two.beat()
+        time.sleep(1.0)
+        assert states(conn)[new] == "waiting"
+        until(lambda: states(conn)[new] == "active")  # once it has been silent, by itself
+
+
+SPOKE = "select seen_at > clock_timestamp() - interval '1 s' from process where name <> 'two'"
