@@ -175,7 +175,7 @@ class KeySettings(Section):
         pattern=r"^[\w.]+:\w+$",
         description="A source of keys of one's own, such as a KMS: `module:Class`.",
     )
-    options: dict[str, str] = Field({}, description="What that class is called with.")
+    options: dict[str, str] = Field({}, repr=False, description="What that class is called with.")
 
 
 class Config(BaseSettings):

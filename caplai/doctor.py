@@ -149,7 +149,7 @@ def _database(config: Config) -> Iterator[Finding]:
                 yield Finding("database", False, "fsync is off: a crash loses messages", "Set fsync = on.")
             try:
                 processes.setup_django()
-            except (KeyringError, OSError):
+            except (ConfigError, KeyringError, OSError):
                 yield Finding("tables", False, "cannot be looked at without keys", "Mend the keys first.")
                 return
             pending = processes.pending_migrations()

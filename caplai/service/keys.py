@@ -35,6 +35,10 @@ AGREE, OPENING = named_lock(_LOCK, "agree"), named_lock(_LOCK, "opening")
 
 STALE = timedelta(hours=1)
 """Longer than anybody works on with a pepper or web key that was active when it began."""
+_REST = {"issuing": STALE, "web": STALE, "pepper": timedelta(days=30)}
+"""How long a key has been retired before it is destroyed without being asked for. A database that was started on
+this keyring by mistake sees no need for any key; that must not cost a nation its passwords before it is noticed.
+"""
 _LOOK_EVERY = timedelta(hours=1)
 _SLICE = 500
 
@@ -251,16 +255,18 @@ def in_use(conn: psycopg.Connection) -> dict[tuple[str, str], str]:
 
 
 def end_unneeded(conn: psycopg.Connection, session_age: timedelta) -> list[Token]:
-    """Decide that retired keys which nothing needs any more are destroyed; returns those.
+    """Decide that keys which have retired for a while and which nothing needs are destroyed; returns those.
 
-    Each host then removes them from its keyring (Presence). Looks at each key once an hour at most, whoever
-    asks, for the looking is slow.
+    Each host then removes them from its keyring (Presence). Keys that were never active by this database's
+    word are not its to destroy. Looks at each key once an hour at most, whoever asks, for the looking is slow.
     """
     with conn.cursor(row_factory=class_row(Known)) as cursor:
         due = cursor.execute(
-            "update key set looked_at = clock_timestamp() where state = 'retired'"
-            " and coalesce(looked_at < clock_timestamp() - %s, true) returning *",
-            [_LOOK_EVERY],
+            "update key set looked_at = clock_timestamp() from unnest(%s::text[], %s::interval[]) as r (kind, rest)"
+            " where key.kind = r.kind and state = 'retired' and activated_at is not null"
+            " and retired_at < clock_timestamp() - rest"
+            " and coalesce(looked_at < clock_timestamp() - %s, true) returning key.*",
+            [list(_REST), list(_REST.values()), _LOOK_EVERY],
         ).fetchall()
     ended = []
     for key in due:

@@ -126,6 +126,9 @@ class Presence:
         self._keys.obey(agreed)
         if not broken:
             self._heed()
+            if not agreed.needed - readable:
+                with contextlib.suppress(KeyringError, OSError):
+                    self._keys.note(agreed.active)
         for kind, key in agreed.active.items():
             if self._active.get(kind, key) != key:
                 log.info("keys: the active %s key is now %s", kind, key)

@@ -7,6 +7,7 @@ link `..data`; they are read through it, so what is read together belongs togeth
 dot, and those of no kind that we know, are left alone.
 """
 
+import errno
 import os
 import stat
 import threading
@@ -17,7 +18,7 @@ from caplai.store.keyring import KINDS, Content, KeyringError, Keys, decode
 
 _EVERY = 1.0
 """Seconds between looks at the folder: each costs a system call per key, and every reply asks for a key."""
-_ATTEMPTS = 5
+_ATTEMPTS = 10
 
 
 class KeyFolder(Keys):
@@ -50,9 +51,12 @@ class KeyFolder(Keys):
                     raise KeyringError(f"{error.filename or self.path}: {error.strerror}") from None
         raise AssertionError("not reached")
 
-    def _look(self) -> Content:
+    def _base(self) -> Path:
         swapped = self.path / "..data"
-        base = Path(os.path.realpath(swapped if swapped.exists() else self.path))
+        return Path(os.path.realpath(swapped if swapped.exists() else self.path))
+
+    def _look(self) -> Content:
+        base = self._base()
         files = {}
         for name in sorted(os.listdir(base)):
             kind, dot, key_id = name.partition(".")
@@ -70,6 +74,8 @@ class KeyFolder(Keys):
                     content[kind][key_id] = decode(path.read_bytes())
                 except ValueError:
                     raise KeyringError(f"{path} is no key: write base64 of 32 random bytes.") from None
+            if self._base() != base:  # what we have listed may have been half removed
+                raise FileNotFoundError(errno.ENOENT, "it changes all the time", str(self.path))
             self._seen = ((base, signature), content)
         self._next = time.monotonic() + _EVERY
         return self._seen[1]

@@ -82,7 +82,9 @@ class Keys(ABC):
         """
 
     def first(self, kind: str) -> str:
-        """The id of the key that a new installation starts with: the newest, unless the source knows better."""
+        """The id of the key to start with where the database knows of none: the newest, unless the source knows
+        better.
+        """
         return next(reversed(list(self.read()[kind])))
 
     def create(self) -> bool:
@@ -99,6 +101,9 @@ class Keys(ABC):
     def remove(self, gone: Collection[Token]) -> None:
         """Destroy these keys. For writable sources; the others' are named to the operator instead."""
         raise NotImplementedError
+
+    def note(self, active: Mapping[str, str]) -> None:  # noqa: B027 - a source may forget it
+        """Keep in mind, durably, which key of each kind is active now, for `first`."""
 
     def ring(self, kind: str) -> Keyring:
         """The keys of this kind as they can be read now, with the agreed active one. Raises KeyringError."""
@@ -178,8 +183,8 @@ class KeyringFile(Keys):
         {"issuing": {"active": "i20261122-k7q4", "keys": {"i20261122-k7q4": "<base64 of 32 bytes>"}},
          "pepper": {...}, "web": {...}}
 
-    `active` is what a new installation starts with. Every change is a new file, on disk before it is renamed
-    over the old one, so a crash leaves one or the other.
+    `active` is what was last agreed on; a database that knows of no key starts with it. Every change is a new
+    file, on disk before it is renamed over the old one, so a crash leaves one or the other.
     """
 
     writable = True
@@ -248,6 +253,18 @@ class KeyringFile(Keys):
                     active = self._agreed.active.get(one.kind) if self._agreed else None
                     ring["active"] = active if active in ring["keys"] else next(reversed(ring["keys"]))
             if removed:
+                self._replace(content, folder)
+
+    def note(self, active: Mapping[str, str]) -> None:
+        if self._look()[2] == active:
+            return
+        with self._alone() as folder:
+            content = self._content()
+            before = {kind: content[kind]["active"] for kind in KINDS}
+            after = before | {kind: one for kind, one in active.items() if one in content[kind]["keys"]}
+            for kind in KINDS:
+                content[kind]["active"] = after[kind]
+            if after != before:
                 self._replace(content, folder)
 
     @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """The life of keys: several hosts with keyrings of their own, on one database."""
 
 import dataclasses
+import json
 import shutil
 import threading
 import time
@@ -276,8 +277,12 @@ def test_an_engine_that_lacks_the_active_key_decides_nothing(hosts, engine, conn
 # --- destruction -----------------------------------------------------------------------------------
 
 
-def unneeded(conn):
-    conn.execute("update key set looked_at = null")
+def unneeded(conn, after="0 s"):
+    """What is destroyed, if all that retired had done so that much earlier."""
+    conn.execute(
+        "update key set looked_at = null, retired_at = retired_at - %s::interval where state = 'retired'",
+        [after],
+    )
     return {one.id for one in keys.end_unneeded(conn, SESSION)}
 
 
@@ -287,10 +292,32 @@ def test_an_issuing_key_ends_with_its_last_case(hosts, engine, conn, lan):
     assert engine(one) is Outcome.ISSUED
     assert unneeded(conn) == set()  # the active one, whether or not there are cases
     one.rotate(now=True)
-    assert unneeded(conn) == set()
+    assert unneeded(conn, "2 h") == set()
     conn.execute("update reissue_case set expires_at = now()")
     assert unneeded(conn) == {old}
     assert states(conn)[old] == "destroyed"
+
+
+def test_a_key_rests_before_it_is_destroyed(hosts, conn):
+    one, _ = hosts
+    old = one.active()
+    one.rotate(now=True)
+    assert unneeded(conn, "59 min") == set()
+    assert unneeded(conn, "2 min") == {old}
+
+
+def test_a_database_started_on_this_keyring_by_mistake_destroys_nothing(hosts, conn):
+    one, _ = hosts
+    one.rotate(now=True)
+    one.rotate("pepper", now=True)
+    content = json.loads(one.path.read_text())
+    for ring in content.values():  # as a keyring from before there was the table
+        ring["active"] = list(ring["keys"])[-1]
+    one.path.write_text(json.dumps(content))
+    keys.forget(conn)
+    one.beat()
+    assert sorted(states(conn).values()) == sorted(states(conn, "pepper").values()) == ["active", "retired"]
+    assert unneeded(conn, "100 days") == set()
 
 
 def test_a_key_that_waits_is_not_destroyed(hosts, conn):
@@ -310,6 +337,7 @@ def test_a_case_that_is_just_being_opened_keeps_its_key(hosts, engine, conn, lan
         with opener.transaction():
             engine(deciding)
             keys.rotate(other, one.keys, "issuing", NOW, SILENCE, now=True)
+            other.execute("update key set retired_at = retired_at - interval '2 h'")
             looking = threading.Thread(target=lambda: ended.extend(keys.end_unneeded(other, SESSION)))
             looking.start()
             time.sleep(0.3)
@@ -326,24 +354,31 @@ def test_a_pepper_ends_with_the_last_hash_that_names_it(hosts, conn):
     tail = make_password("bảy con cò trắng").split("$", 2)[2]
     login = Login.objects.create(username="thu.ha", password=f"argon2p${old}${tail}")
     one.rotate("pepper", now=True)
-    assert unneeded(conn) == set()
-    conn.execute("update key set retired_at = retired_at - interval '61 min' where state = 'retired'")
-    assert unneeded(conn) == set()
+    assert unneeded(conn, "31 days") == set()
     login.delete()
-    conn.execute("update key set retired_at = clock_timestamp() where state = 'retired'")
-    assert unneeded(conn) == set()  # somebody may just be storing a hash
+    assert unneeded(conn, "-30 days") == set()
+    assert unneeded(conn, "30 days") == {old}
+
+
+def test_a_pepper_that_somebody_may_be_hashing_with_is_not_destroyed_on_demand_either(hosts, conn):
+    one, _ = hosts
+    one.rotate("pepper", now=True)
+
+    def needed():
+        [old] = [key for key in keys.look(conn, SILENCE).keys if key.state == "retired"]
+        return keys.still_needed(conn, old, SESSION)
+
+    assert "sign-ins under way" in needed()
     conn.execute("update key set retired_at = retired_at - interval '61 min' where state = 'retired'")
-    assert unneeded(conn) == {old}
+    assert needed() is None
 
 
 def test_a_web_key_ends_after_the_longest_session(hosts, conn):
     one, _ = hosts
     old = one.active("web")
     one.rotate("web", now=True)
-    conn.execute("update key set retired_at = retired_at - interval '12 h 59 min' where state = 'retired'")
-    assert unneeded(conn) == set()
-    conn.execute("update key set retired_at = retired_at - interval '2 min' where state = 'retired'")
-    assert unneeded(conn) == {old}
+    assert unneeded(conn, "12 h 59 min") == set()
+    assert unneeded(conn, "2 min") == {old}
 
 
 def test_the_cases_of_a_known_key_are_ended_on_demand(hosts, engine, conn, lan):
@@ -353,7 +388,7 @@ def test_the_cases_of_a_known_key_are_ended_on_demand(hosts, engine, conn, lan):
     one.rotate(now=True)
     assert keys.end_cases(conn, old) == 1
     assert Case.objects.get().ended_as == "key_destroyed"
-    assert unneeded(conn) == {old}
+    assert unneeded(conn, "2 h") == {old}
     assert engine(one) is Outcome.ISSUED
 
 
@@ -362,7 +397,7 @@ def test_after_a_restore_the_keyring_says_what_is_active(hosts, engine, conn, la
     one, _ = hosts
     backup = conn.execute("select kind, id, fingerprint, state from key").fetchall()
     old, new = one.active(), one.rotate(now=True).id
-    unneeded(conn)
+    assert unneeded(conn, "2 h") == {old}
     one.beat()
     one.keys.remove({key.token for key in keys.look(conn, SILENCE).keys if key.state == "destroyed"})
     assert list(one.keys.ring("issuing").keys) == [new]
@@ -411,6 +446,9 @@ def test_a_process_takes_up_a_rotation_by_itself_and_says_goodbye(hosts, conn):
         assert conn.execute("select kind, version from process").fetchall() == [("engine", "1")]
         new = one.rotate().id
         until(lambda: one.active() == new)
+        until(
+            lambda: KeyringFile(one.path).first("issuing") == new
+        )  # it starts with it where nothing is known
     assert conn.execute("select count(*) from process").fetchone() == (0,)
 
 
@@ -420,6 +458,7 @@ def test_a_process_removes_what_is_destroyed_from_its_keyring(hosts, conn):
     old = one.active()
     text = one.path.read_text().split(f'"{old}": "')[1][:44]
     one.rotate(now=True)
+    conn.execute("update key set retired_at = retired_at - interval '2 h'")
     with Living(one, session_age=SESSION):
         until(lambda: old not in one.keys.ring("issuing").keys)
     assert text not in one.path.read_text()

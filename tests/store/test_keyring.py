@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -276,6 +277,7 @@ def test_a_folder_that_swaps_all_the_time_is_read_whole(mount):
             text = base64.b64encode(secrets.token_bytes(32))
             mount.files = dict.fromkeys(mount.files, text)
             mount.swap()
+            time.sleep(0.001)
 
     mount.files = dict.fromkeys(mount.files, mount.files["web.a"])
     mount.swap()
