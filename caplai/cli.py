@@ -707,7 +707,8 @@ def keys_destroy(key_id: str | None, end_cases: bool) -> None:
         from caplai.store.db import connect
 
         with connect() as conn:
-            known = [key for key in keys.look(conn, config.keys.silence).keys if key_id in (None, key.id)]
+            overview = keys.look(conn, config.keys.silence)
+            known = [key for key in overview.keys if key_id in (None, key.id)]
             if key_id is not None and (not known or known[0].state != "retired"):
                 state = known[0].state if known else "not known"
                 raise Failure(f"The key {key_id} is {state}; only a retired one is destroyed.")
@@ -719,7 +720,8 @@ def keys_destroy(key_id: str | None, end_cases: bool) -> None:
             for key in known:
                 if key.state != "retired":
                     continue
-                if why := keys.still_needed(conn, key, config.signin.session_age):
+                lost = key_id is not None and key.kind == "web" and overview.is_lost(key.token)
+                if not lost and (why := keys.still_needed(conn, key, config.signin.session_age)):
                     kept += 1
                     click.echo(f"{key.kind} {key.id} is still needed by {why}.")
                 elif keys.end(conn, key):

@@ -16,7 +16,7 @@ Why it holds:
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 
 import psycopg
@@ -64,6 +64,10 @@ class Known:
         return Token(self.kind, self.id, self.fingerprint)
 
 
+# By name: this version must run on the tables of a later one.
+_COLUMNS = ", ".join(f"key.{field.name}" for field in fields(Known))
+
+
 @dataclass(frozen=True, slots=True)
 class Process:
     """An engine or web server that lives, and the keys (Token, as text) that it can read."""
@@ -92,13 +96,17 @@ class Overview:
         """Who lives and cannot read this key."""
         return [process for process in self.living if str(token) not in process.keys]
 
+    def is_lost(self, token: Token) -> bool:
+        """Whether there are processes, and none of them can read this key."""
+        return bool(self.living) and len(self.lack(token)) == len(self.living)
+
 
 def look(conn: psycopg.Connection, silence: timedelta) -> Overview:
     """What is known now. Who has said nothing for `silence` has ended."""
     row = conn.execute("select clock_timestamp()").fetchone()
     assert row is not None
     with conn.cursor(row_factory=class_row(Known)) as cursor:
-        keys = cursor.execute("select * from key order by number").fetchall()
+        keys = cursor.execute(f"select {_COLUMNS} from key order by number").fetchall()  # noqa: S608
     living = conn.execute(
         "select name, kind, version, keys, seen_at from process where seen_at > clock_timestamp() - %s order by name",
         [silence],
@@ -177,30 +185,33 @@ def rotate(
     """Add a key of this kind to the keyring, to become active after `lead` when everybody can read it; or `now`.
 
     `now` waits for nobody: who cannot read it has to answer "try again" until it can. Where caplai only reads
-    the keyring, `now` takes the newest key that waits there. Raises KeyringError.
+    the keyring, `now` takes the newest key that waits there. Raises KeyringError, such as on a host that lacks keys
+    in use: its keyring is another one. Keys that no host has any more do not count for `now`.
     """
-    agree(conn, keys, lead, silence, activate=False)  # what was there before is older
+    before = agree(conn, keys, lead, silence, activate=False)  # what was there before is older
+    missing = before.agreed().needed - keys.readable()
+    if missing and not (now and all(before.is_lost(one) for one in missing)):
+        raise KeyringError(
+            f"{keys.place} lacks keys that are in use (caplai keys list), so no key of it becomes active."
+            " Copy the keyring from a host that has them first."
+        )
     added = keys.add(kind) if keys.writable or not now else None
     with conn.transaction():
         conn.execute("select pg_advisory_xact_lock(%s)", [AGREE])
-        _register(conn, keys, look(conn, silence), lead)
+        _register(conn, keys, look(conn, silence), lead, although_missing=bool(missing))
         readable = keys.readable()
         mine = [
             key
             for key in look(conn, silence).keys
             if key.kind == kind
             and key.token in readable
-            and key.state == "waiting"
-            and added in (None, key.id)
+            and (
+                key.state == "waiting" if added is None else key.id == added
+            )  # an engine may have been quick
         ]
         if not mine:
-            raise KeyringError(
-                f"There is no new {kind} key in {keys.place} that could become active."
-                if added is None
-                else f"{keys.place}: this host lacks keys that are in use (caplai keys list), so its own count"
-                " for nothing. Copy the keyring from a host that has them first."
-            )
-        if now:
+            raise KeyringError(f"There is no new {kind} key in {keys.place} that could become active.")
+        if now and mine[-1].state == "waiting":
             _activate(conn, mine[-1])
         conn.execute(f"notify {CHANNEL}")
     return mine[-1]
@@ -265,7 +276,7 @@ def end_unneeded(conn: psycopg.Connection, session_age: timedelta) -> list[Token
             "update key set looked_at = clock_timestamp() from unnest(%s::text[], %s::interval[]) as r (kind, rest)"
             " where key.kind = r.kind and state = 'retired' and activated_at is not null"
             " and retired_at < clock_timestamp() - rest"
-            " and coalesce(looked_at < clock_timestamp() - %s, true) returning key.*",
+            f" and coalesce(looked_at < clock_timestamp() - %s, true) returning {_COLUMNS}",  # noqa: S608
             [list(_REST), list(_REST.values()), _LOOK_EVERY],
         ).fetchall()
     ended = []
@@ -302,8 +313,8 @@ def end_cases(conn: psycopg.Connection, key_id: str) -> int:
         accounts = [
             account
             for (account,) in conn.execute(
-                "select account from reissue_case where key = %s and ended_at is null and account > %s"
-                " order by account limit %s",
+                "select account from reissue_case where key = %s and ended_at is null"
+                " and expires_at > clock_timestamp() and account > %s order by account limit %s",
                 [key_id, after, _SLICE],
             ).fetchall()
         ]
@@ -336,20 +347,28 @@ def _is_ready(key: Known, overview: Overview) -> bool:
 
 def _is_lost(key: Known, overview: Overview) -> bool:
     """It was added and taken away again: nobody has it."""
-    old = key.not_before < overview.now - STALE
-    return old and bool(overview.living) and len(overview.lack(key.token)) == len(overview.living)
+    return key.not_before < overview.now - STALE and overview.is_lost(key.token)
 
 
-def _strange(overview: Overview, readable: frozenset[Token]) -> frozenset[Token]:
+def _strange(
+    overview: Overview, readable: frozenset[Token], although_missing: bool = False
+) -> frozenset[Token]:
     """Readable keys to take up. None of a host that lacks what is in use: its keyring is another one."""
-    if overview.agreed().needed - readable:
+    if overview.agreed().needed - readable and not although_missing:
         return frozenset()
     known = {(key.kind, key.id) for key in overview.keys}
     return frozenset(token for token in readable if (token.kind, token.id) not in known)
 
 
-def _register(conn: psycopg.Connection, keys: Keys, overview: Overview, lead: timedelta) -> None:
-    content, strange = keys.read(), _strange(overview, keys.readable())
+def _register(
+    conn: psycopg.Connection,
+    keys: Keys,
+    overview: Overview,
+    lead: timedelta,
+    *,
+    although_missing: bool = False,
+) -> None:
+    content, strange = keys.read(), _strange(overview, keys.readable(), although_missing)
     if not strange:
         return
     for kind in KINDS:
@@ -394,9 +413,12 @@ def _activate(conn: psycopg.Connection, key: Known) -> None:
 
 
 def _wait_for_openers(conn: psycopg.Connection) -> None:
-    """Return when whoever might have read an older active key has ended. Raises LockNotAvailable after 2 s."""
+    """Return when whoever might have read an older active key has ended.
+
+    Meanwhile nobody new can open a case, so it raises LockNotAvailable after a second.
+    """
     with conn.transaction():
-        conn.execute("set local lock_timeout = '2s'")
+        conn.execute("set local lock_timeout = '1s'")
         conn.execute("select pg_advisory_xact_lock(%s)", [OPENING])
 
 

@@ -102,7 +102,7 @@ class Presence:
             broken, readable = "", frozenset[Token]()
             try:
                 readable = self._keys.readable()
-                self._heed()  # before anybody hears that we can read them
+                self._obey()  # before anybody hears that we can read them
             except (KeyringError, OSError) as error:
                 broken = f"keys: none can be read here. {error}"
             if readable != self._readable or time.monotonic() >= self._next:
@@ -125,7 +125,7 @@ class Presence:
         agreed = overview.agreed()
         self._keys.obey(agreed)
         if not broken:
-            self._heed()
+            self._obey()
             if not agreed.needed - readable:
                 with contextlib.suppress(KeyringError, OSError):
                     self._keys.note(agreed.active)
@@ -138,6 +138,10 @@ class Presence:
             (key.not_before - overview.now).total_seconds() for key in overview.keys if key.state == "waiting"
         ]
         self._next = time.monotonic() + min([self._beat, *(wait for wait in due if wait > 0)])
+
+    def _obey(self) -> None:
+        with contextlib.suppress(KeyringError):  # a keyring of other keys: what it lacks is said
+            self._heed()
 
     def _judge_the_clock(self, now: datetime) -> None:
         """Who looks dead by a clock that has just stepped, or after a time without database, may only not have

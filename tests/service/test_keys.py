@@ -160,8 +160,10 @@ def test_a_host_with_a_keyring_of_its_own_lacks_all_and_adds_nothing(hosts, conn
     stranger.beat()
     assert {one.kind for one in stranger.keys.missing()} == {"issuing", "pepper", "web"}
     assert conn.execute("select id from key order by number").fetchall() == before
+    keyring = stranger.path.read_bytes()
     with pytest.raises(KeyringError, match="Copy the keyring"):
         stranger.rotate(now=True)
+    assert stranger.path.read_bytes() == keyring
     stranger.copy(hosts[0])
     stranger.beat()
     assert not stranger.keys.missing()
@@ -179,6 +181,24 @@ def test_two_keys_with_one_id_are_two(hosts, conn):
     two.beat()
     one.beat()
     assert states(conn)[new] == "waiting"
+
+
+def test_a_key_that_nobody_has_any_more_is_replaced(hosts, conn):
+    one, two = hosts
+    old = one.rotate(now=True).id
+    two.beat()
+    one.copy(two)  # from before
+    one.beat()
+    assert {key.id for key in one.keys.missing()} == {old}
+    with pytest.raises(KeyringError):
+        one.rotate()
+    new = one.rotate(now=True).id
+    assert states(conn)[new] == "active"
+    [lost] = [key for key in keys.look(conn, SILENCE).keys if key.id == old]
+    assert keys.still_needed(conn, lost, SESSION) is None and keys.end(conn, lost)
+    one.beat()
+    assert not one.keys.missing()
+    assert one.active() == new
 
 
 def test_rotating_now_waits_for_nobody(hosts, conn):
@@ -477,6 +497,15 @@ def test_what_a_process_lacks_is_said_once_and_when_it_has_it(hosts, conn, caplo
         until(lambda: not two.keys.missing())
         until(lambda: "all is well again" in caplog.text)
     assert caplog.text.count(f"lacks the issuing key {new}") == 1
+
+
+def test_a_web_server_with_a_keyring_of_its_own_lives_and_says_what_it_lacks(hosts, conn, tmp_path, caplog):
+    stranger = Host(conn, tmp_path, "stranger")
+    with Living(stranger, heed=lambda: stranger.keys.ring("web")):
+        assert caplog.text.count("this host lacks the") == 3
+        stranger.copy(hosts[0])
+        until(lambda: not stranger.keys.missing())
+    assert "the beat failed" not in caplog.text
 
 
 def test_while_the_database_is_away_the_last_word_holds(hosts, conn):
