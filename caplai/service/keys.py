@@ -265,6 +265,14 @@ def in_use(conn: psycopg.Connection) -> dict[tuple[str, str], str]:
     }
 
 
+_CLAIM_LOOK = f"""
+update key set looked_at = clock_timestamp() from unnest(%s::text[], %s::interval[]) as r (kind, rest)
+where key.kind = r.kind and state = 'retired' and activated_at is not null
+and retired_at < clock_timestamp() - rest and coalesce(looked_at < clock_timestamp() - %s, true)
+returning {_COLUMNS}
+"""  # noqa: S608
+
+
 def end_unneeded(conn: psycopg.Connection, session_age: timedelta) -> list[Token]:
     """Decide that keys which have retired for a while and which nothing needs are destroyed; returns those.
 
@@ -272,13 +280,7 @@ def end_unneeded(conn: psycopg.Connection, session_age: timedelta) -> list[Token
     word are not its to destroy. Looks at each key once an hour at most, whoever asks, for the looking is slow.
     """
     with conn.cursor(row_factory=class_row(Known)) as cursor:
-        due = cursor.execute(
-            "update key set looked_at = clock_timestamp() from unnest(%s::text[], %s::interval[]) as r (kind, rest)"
-            " where key.kind = r.kind and state = 'retired' and activated_at is not null"
-            " and retired_at < clock_timestamp() - rest"
-            f" and coalesce(looked_at < clock_timestamp() - %s, true) returning {_COLUMNS}",  # noqa: S608
-            [list(_REST), list(_REST.values()), _LOOK_EVERY],
-        ).fetchall()
+        due = cursor.execute(_CLAIM_LOOK, [list(_REST), list(_REST.values()), _LOOK_EVERY]).fetchall()
     ended = []
     for key in due:
         try:
