@@ -1,0 +1,116 @@
+"""Bugs to plant, one at a time, so that it is seen that the simulation finds them."""
+
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from unittest.mock import patch
+
+import psycopg
+
+from caplai.channels import inbound, outbound
+from caplai.channels.connection import Connection
+from caplai.channels.inbound import Inbound
+from caplai.channels.outbound import Outbound
+from caplai.service.deliver import Verdict
+from caplai.smpp.pdu import Status
+from caplai.smpp.session import Session
+from caplai.store import queues
+from caplai.store.queues import Settled
+from tests.simulation.store import Leases, QueueModel, Server
+
+
+def _acknowledge_before_the_commit() -> AbstractContextManager:
+    store = Inbound._store
+
+    async def early(self, connection, items):
+        for _, pdu, _ in items:
+            self._answer(pdu, Status.ESME_ROK)
+        await store(self, connection, items)
+
+    return patch.object(Inbound, "_store", early)
+
+
+def _a_stale_engine_settles() -> AbstractContextManager:
+    settle = QueueModel.settle_outbox
+
+    def as_anybody(self, now, engine, settled):
+        for s in settled:
+            self.outbox[s.id].state, self.outbox[s.id].claimed_by = "claimed", engine
+        settle(self, now, engine, settled)
+
+    return patch.object(QueueModel, "settle_outbox", as_anybody)
+
+
+def _a_response_matches_the_oldest_request() -> AbstractContextManager:
+    answered = Session._message_answered
+
+    def oldest(self, pdu, now, events):
+        pdu.sequence = next(iter(self._messages), pdu.sequence)
+        answered(self, pdu, now, events)
+
+    return patch.object(Session, "_message_answered", oldest)
+
+
+def _the_window_has_no_end() -> AbstractContextManager:
+    init = Connection.__init__
+
+    def wide(self, *arguments):
+        init(self, *arguments)
+        self.session.window = 1000
+
+    return patch.object(Connection, "__init__", wide)
+
+
+def _nobody_locks_while_looking_for_a_twin() -> AbstractContextManager:
+    async def nothing(self, who, exclusive):
+        pass
+
+    return patch.object(Server, "lock", nothing)
+
+
+def _no_answer_counts_as_sent() -> AbstractContextManager:
+    def lost(self, event):
+        self._land(Settled(event.context.id, "sent"))
+
+    return patch.object(Outbound, "lost", lost)
+
+
+def _every_engine_holds_the_link() -> AbstractContextManager:
+    async def hold(self, link, binds):
+        self.server.leases.setdefault(link, self.engine)
+        return True
+
+    return patch.object(Leases, "hold", hold)
+
+
+def _a_batch_of_results_that_cannot_be_written_is_forgotten() -> AbstractContextManager:
+    async def write_settled(self):
+        while True:
+            await self._settled_event.wait()
+            self._settled_event.clear()
+            batch, self._settled = self._settled, []
+            self._unwritten -= len(batch)
+            with contextlib.suppress(psycopg.Error):
+                await self._database.run(queues.settle_outbox, self._engine, batch)
+
+    return patch.object(Outbound, "write_settled", write_settled)
+
+
+PLANTED: dict[str, Callable[[], AbstractContextManager]] = {
+    "acknowledge before the commit": _acknowledge_before_the_commit,
+    "a stale engine settles": _a_stale_engine_settles,
+    "a response matches the oldest request": _a_response_matches_the_oldest_request,
+    "the window has no end": _the_window_has_no_end,
+    "no answer counts as sent": _no_answer_counts_as_sent,
+    "look for no twins after a bind": lambda: patch.object(inbound, "SUSPICION", 0.0),
+    "forget that a refused delivery is stored": lambda: patch.object(Inbound, "_doubt", lambda self, pdu: None),
+    "parts of one message are twins": lambda: patch.object(
+        inbound, "_twin", lambda pdu: (pdu.source, pdu.destination, b"")
+    ),
+    "a refusal for now is for good": lambda: patch.object(
+        outbound, "verdict", lambda status: Verdict.NEVER if status else Verdict.SENT
+    ),
+    "every engine holds the link": _every_engine_holds_the_link,
+    "nobody locks while looking for a twin": _nobody_locks_while_looking_for_a_twin,
+    "results that cannot be written are forgotten": _a_batch_of_results_that_cannot_be_written_is_forgotten,
+}

@@ -1,0 +1,85 @@
+"""The SMS door survives what the seeds say; planted bugs are found; a seed is a run.
+
+`python -m bench simulate` runs more of them.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.simulation import clock
+from tests.simulation.planted import PLANTED
+from tests.simulation.world import run
+
+AGAIN = "python -m bench simulate --seeds 1 --trace --from"
+
+
+@pytest.fixture(scope="module")
+def jitter():
+    with clock.virtual_time() as jitter:
+        yield jitter
+
+
+def run_all(seeds, jitter):
+    total = sum((good(run(seed, jitter)).counts for seed in seeds), start=clock.Counter())
+    # A simulation in which nothing happens proves nothing.
+    for what in ("texts again", "redelivered", "submits", "cut", "kill", "store_away", "store_slow", "stall"):
+        assert total[what] > 0, what
+
+
+def good(result):
+    assert result.broken == [], f"{AGAIN} {result.seed}"
+    return result
+
+
+def test_a_hundred_bad_days(jitter):
+    for seed in range(60):
+        good(run(seed, jitter))
+
+
+@pytest.mark.slow
+def test_two_thousand_bad_days(jitter):
+    for seed in range(1000, 3000):
+        good(run(seed, jitter))
+
+
+QUICK = [
+    "acknowledge before the commit",
+    "a response matches the oldest request",
+    "the window has no end",
+    "no answer counts as sent",
+]
+
+
+def find(plant, seeds, jitter):
+    with PLANTED[plant]():
+        return next((seed for seed in range(seeds) if run(seed, jitter).broken), None)
+
+
+@pytest.mark.parametrize("plant", QUICK)
+def test_a_planted_bug_is_found(plant, jitter):
+    assert find(plant, 40, jitter) is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("plant", sorted(PLANTED.keys() - set(QUICK)))
+def test_a_planted_bug_is_found_in_time(plant, jitter):
+    assert find(plant, 600, jitter) is not None
+
+
+def test_a_seed_is_a_run(jitter):
+    """Also in another process, with other addresses and hashes."""
+    say = "from tests.simulation import clock, world\nwith clock.virtual_time() as j: print(world.run(7, j).digest)"
+    other = subprocess.run(
+        [sys.executable, "-c", say],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONHASHSEED": "7"},
+        check=True,
+    )
+    first, second = run(7, jitter), run(7, jitter)
+    assert first.digest == second.digest == other.stdout.strip()
+    assert first.digest != run(8, jitter).digest
+    assert first.trace
