@@ -94,6 +94,8 @@ class Outbound:
         self._begun: list[_Message] = []
         self._accepted: dict[int, dict[int, str]] = {}
         self._refused_in_a_row = 0
+        self._held: set[int] = set()
+        """Messages that were claimed here and whose result is not written yet."""
         self._quiet = 0.0
         self._quiet_until = 0.0
         self._asked_until = 0.0
@@ -215,6 +217,11 @@ class Outbound:
         return int(self._allowance)
 
     def _submit(self, connection: Connection | None, due: Due) -> None:
+        # Another engine, which took the link from us and lost it, may have made it due again. Its answer is still
+        # to come, or to be written, and settles this claim too.
+        if due.id in self._held:
+            return
+        self._held.add(due.id)
         if dead := drop_dead(due):
             self._settle(dead)
             return
@@ -332,6 +339,7 @@ class Outbound:
                 await asyncio.sleep(0.5)
             else:
                 self._unwritten -= len(batch)
+                self._held.difference_update(settled.id for settled in batch)
                 pauses = [settled.again_in for settled in batch if settled.state == "ready"]
                 if pauses:
                     asyncio.get_running_loop().call_later(min(pauses), self.wake)

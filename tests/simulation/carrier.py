@@ -5,7 +5,6 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from caplai.channels.links import PERMANENT
 from caplai.smpp import text
 from caplai.smpp.pdu import Command, ShortMessage, ShortMessageResp, Simple, Status, Tag, encode
 from caplai.smpp.session import (
@@ -25,6 +24,7 @@ PATIENCE = 5.0
 _BLUR = 0.3
 """Seconds by which the two sides of an unstalled connection may differ in when something was sent."""
 _SAR = (Tag.SAR_MSG_REF_NUM, Tag.SAR_TOTAL_SEGMENTS, Tag.SAR_SEGMENT_SEQNUM)
+FOR_GOOD = Status.ESME_RINVDSTADR
 _TEMPORARY = (
     Status.ESME_RSYSERR,
     Status.ESME_RTHROTTLED,
@@ -47,8 +47,11 @@ class Text:
     """The parts that were not acknowledged yet."""
     doubtful: bool = False
     """It was delivered more than once, or refused: it need not be told from the one before."""
-    connection: object = None
+    connection: "Connection | None" = None
     """By which its last part was acknowledged."""
+    acknowledged_at: float = 0.0
+    certain: bool = False
+    """It was first delivered when the engine could know that the answer to the one before had arrived."""
 
     @property
     def acknowledged(self) -> bool:
@@ -70,10 +73,6 @@ class Submit:
     def taken(self) -> bool:
         """Whether the phone gets it: also when the answer is kept back."""
         return not self.status
-
-    @property
-    def refused_for_good(self) -> bool:
-        return self.status in PERMANENT
 
 
 class Connection(asyncio.Protocol):
@@ -198,6 +197,10 @@ class Carrier:
             self.loop.call_later(0.1 + self.draw.random() * 0.5, self.offer, text_, part)
             return
         connection = self.draw.choice(able)
+        if before is not None and before.connection is connection and not text_.doubtful:
+            # Asked at each offer of a part, so that the last counts.
+            confirmed = connection.transport.wire.client.protocol.session.confirmed_at
+            text_.certain = confirmed is not None and confirmed > before.acknowledged_at
         pdu = ShortMessage(
             Command.DELIVER_SM, source=text_.source, source_ton=1, source_npi=1, destination="8079"
         )
@@ -217,7 +220,7 @@ class Carrier:
         self.trace(f"carrier has for text {text_.number}.{part}: {status!r}")
         if ok:
             text_.waiting.discard(part)
-            text_.connection = connection
+            text_.connection, text_.acknowledged_at = connection, self.loop.time()
             self.on_acknowledged(text_, part)
         else:
             text_.doubtful = True
@@ -231,7 +234,7 @@ class Carrier:
         if draw.random() < self.refuses:
             submit.status = draw.choice(_TEMPORARY)
         elif draw.random() < self.refuses_for_good:
-            submit.status = Status.ESME_RINVDSTADR
+            submit.status = FOR_GOOD
         elif draw.random() < self.forgets:
             submit.status = None
         self.submits.append(submit)

@@ -15,7 +15,6 @@ from caplai.service.deliver import Verdict
 from caplai.smpp.pdu import Status
 from caplai.smpp.session import Session
 from caplai.store import queues
-from caplai.store.queues import Settled
 from tests.simulation.store import Leases, QueueModel, Server
 
 
@@ -68,11 +67,21 @@ def _nobody_locks_while_looking_for_a_twin() -> AbstractContextManager:
     return patch.object(Server, "lock", nothing)
 
 
-def _no_answer_counts_as_sent() -> AbstractContextManager:
-    def lost(self, event):
-        self._land(Settled(event.context.id, "sent"))
+def _settle_as(mistaken: Callable[[Verdict, int | None], Verdict]) -> AbstractContextManager:
+    settle = outbound.settle
 
-    return patch.object(Outbound, "lost", lost)
+    def settle_wrongly(due, verdict, now, *, status=None, message_id=None):
+        return settle(due, mistaken(verdict, status), now, status=status, message_id=message_id)
+
+    return patch.object(outbound, "settle", settle_wrongly)
+
+
+def _no_answer_counts_as_sent() -> AbstractContextManager:
+    return _settle_as(lambda verdict, status: Verdict.SENT if status is None else verdict)
+
+
+def _a_refusal_for_now_is_for_good() -> AbstractContextManager:
+    return _settle_as(lambda verdict, status: Verdict.NEVER if status else verdict)
 
 
 def _every_engine_holds_the_link() -> AbstractContextManager:
@@ -103,12 +112,18 @@ PLANTED: dict[str, Callable[[], AbstractContextManager]] = {
     "the window has no end": _the_window_has_no_end,
     "no answer counts as sent": _no_answer_counts_as_sent,
     "look for no twins after a bind": lambda: patch.object(inbound, "SUSPICION", 0.0),
-    "forget that a refused delivery is stored": lambda: patch.object(Inbound, "_doubt", lambda self, pdu: None),
+    "forget that a refused delivery is stored": lambda: patch.object(
+        Inbound, "_doubt", lambda self, pdu: None
+    ),
     "parts of one message are twins": lambda: patch.object(
         inbound, "_twin", lambda pdu: (pdu.source, pdu.destination, b"")
     ),
-    "a refusal for now is for good": lambda: patch.object(
-        outbound, "verdict", lambda status: Verdict.NEVER if status else Verdict.SENT
+    "a refusal for now is for good": _a_refusal_for_now_is_for_good,
+    "forget what waits to be written": lambda: patch.object(
+        outbound.Outbound, "_held", property(lambda self: set(), lambda self, value: None), create=True
+    ),
+    "trust that every OK arrives in time": lambda: patch.object(
+        Inbound, "_may_be_unread", lambda self, twin: False
     ),
     "every engine holds the link": _every_engine_holds_the_link,
     "nobody locks while looking for a twin": _nobody_locks_while_looking_for_a_twin,
