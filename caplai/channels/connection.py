@@ -1,6 +1,7 @@
 """One TCP connection to an SMSC: carries the session's bytes between the socket and the clock."""
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -50,6 +51,8 @@ class Connection(asyncio.Protocol):
         self.aborted = False
         # What was acknowledged: (when we wrote it, its time of arrival in the store), oldest first.
         self.acknowledged: deque[tuple[float, datetime]] = deque()
+        self.doubtful_until = -math.inf
+        """Until then something may be delivered again that we stored and did not acknowledge."""
         self._on_event = on_event
         self._on_room = on_room
         self._transport: asyncio.Transport | None = None
@@ -136,8 +139,12 @@ class Connection(asyncio.Protocol):
             self.close()
 
     def confirmed(self) -> datetime | None:
-        """The latest time of arrival whose acknowledgement is known to have reached the SMSC."""
+        """The latest time of arrival up to which all acknowledgements are known to have reached the SMSC, if it is
+        later than at the last call. It stands still while a message is doubtful: that one had no acknowledgement.
+        """
         latest = None
+        if time.monotonic() < self.doubtful_until:
+            return None
         while self.acknowledged and self.session.confirmed_at is not None:
             if self.acknowledged[0][0] >= self.session.confirmed_at:
                 break

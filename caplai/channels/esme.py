@@ -178,6 +178,8 @@ class Esme:
                 self._say_state(f"cannot connect: {error.__class__.__name__}")
             else:
                 self._connections.append(connection)
+                if not self._leased.is_set():  # lost while we were connecting
+                    connection.close()
                 await connection.ended.wait()
                 self._connections.remove(connection)
                 if connection.store_session is not None:

@@ -215,17 +215,17 @@ class Inbound:
             self._store_is(True)
             for _, pdu, _ in items:
                 if id(pdu) in self._refused:
-                    self._doubt(pdu)  # it is stored, yet was answered "try again" meanwhile
+                    self._doubt(connection, pdu)  # it is stored, yet was answered "try again" meanwhile
                 else:
                     self._answer(pdu, Status.ESME_ROK)
 
     def _store_failed(self, items: list[_Arrived], error: Exception) -> None:
         self._store_is(False)
-        for _, pdu, _ in items:
+        for connection, pdu, _ in items:
             if id(pdu) not in self._refused:
                 self._answer(pdu, self._link.try_again_status)
             if not (isinstance(error, psycopg.Error) and error.sqlstate):
-                self._doubt(pdu)  # the server said nothing: it may have committed all the same
+                self._doubt(connection, pdu)  # the server said nothing: it may have committed all the same
 
     async def _commit(self, connection: Connection, pdus: list[ShortMessage], deadline: float) -> None:
         receipts = [self._receipt(pdu) for pdu in pdus if receipt.is_receipt(pdu)]
@@ -244,9 +244,9 @@ class Inbound:
             )
             connection.acknowledged.append((time.monotonic(), stored_at))
 
-    def _doubt(self, pdu: ShortMessage) -> None:
-        """This message may come again although it is stored."""
-        until = time.monotonic() + queues.REDELIVERY.total_seconds()
+    def _doubt(self, connection: Connection, pdu: ShortMessage) -> None:
+        """This message may come again although it is stored: to us, or to whoever has the link by then."""
+        until = connection.doubtful_until = time.monotonic() + queues.REDELIVERY.total_seconds()
         if len(self._doubtful) >= MOST_DOUBTFUL:
             self._doubtful.clear()
             self._all_doubtful_until = until

@@ -19,8 +19,8 @@ from caplai.smpp.session import (
 )
 from tests.simulation.network import End
 
-PATIENCE = 5.0
-"""Seconds that it waits for an answer to a delivery."""
+PATIENCE = (5.0, 12.0)
+"""Seconds that it waits for an answer to a delivery: one or the other."""
 _BLUR = 0.3
 """Seconds by which the two sides of an unstalled connection may differ in when something was sent."""
 _SAR = (Tag.SAR_MSG_REF_NUM, Tag.SAR_TOTAL_SEGMENTS, Tag.SAR_SEGMENT_SEQNUM)
@@ -49,9 +49,6 @@ class Text:
     """It was delivered more than once, or refused: it need not be told from the one before."""
     connection: "Connection | None" = None
     """By which its last part was acknowledged."""
-    acknowledged_at: float = 0.0
-    certain: bool = False
-    """It was first delivered when the engine could know that the answer to the one before had arrived."""
 
     @property
     def acknowledged(self) -> bool:
@@ -81,7 +78,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, carrier: "Carrier") -> None:
         self.carrier = carrier
         self.loop = asyncio.get_running_loop()
-        timers = Timers(enquire_link=carrier.enquire, response=PATIENCE, bind=5.0)
+        timers = Timers(enquire_link=carrier.enquire, response=carrier.patience, bind=5.0)
         self.session = Session(Role.SMSC, window=carrier.window, timers=timers, now=self.loop.time())
         self.bound = False
         self.transport: End
@@ -159,7 +156,8 @@ class Carrier:
         self.on_submit: Callable[[Submit], None] = lambda submit: None
         self.on_overrun: Callable[[int], None] = lambda count: None
         self.window = draw.choice([1, 3, 20])
-        self.enquire = draw.choice([2.0, 7.0, 30.0])
+        self.patience = draw.choice(PATIENCE)
+        self.enquire = draw.choice([2.0, 7.0])
         self.engines_window = 0
         self.engines_timeout = 0.0
         self.refuses_binds = 0.0
@@ -197,10 +195,6 @@ class Carrier:
             self.loop.call_later(0.1 + self.draw.random() * 0.5, self.offer, text_, part)
             return
         connection = self.draw.choice(able)
-        if before is not None and before.connection is connection and not text_.doubtful:
-            # Asked at each offer of a part, so that the last counts.
-            confirmed = connection.transport.wire.client.protocol.session.confirmed_at
-            text_.certain = confirmed is not None and confirmed > before.acknowledged_at
         pdu = ShortMessage(
             Command.DELIVER_SM, source=text_.source, source_ton=1, source_npi=1, destination="8079"
         )
@@ -220,7 +214,7 @@ class Carrier:
         self.trace(f"carrier has for text {text_.number}.{part}: {status!r}")
         if ok:
             text_.waiting.discard(part)
-            text_.connection, text_.acknowledged_at = connection, self.loop.time()
+            text_.connection = connection
             self.on_acknowledged(text_, part)
         else:
             text_.doubtful = True

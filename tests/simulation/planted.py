@@ -115,15 +115,15 @@ PLANTED: dict[str, Callable[[], AbstractContextManager]] = {
     "forget that a refused delivery is stored": lambda: patch.object(
         Inbound, "_doubt", lambda self, pdu: None
     ),
+    "confirm what was answered with an error": lambda: patch.object(
+        Connection, "doubtful_until", property(lambda self: 0.0, lambda self, value: None), create=True
+    ),
     "parts of one message are twins": lambda: patch.object(
         inbound, "_twin", lambda pdu: (pdu.source, pdu.destination, b"")
     ),
     "a refusal for now is for good": _a_refusal_for_now_is_for_good,
     "forget what waits to be written": lambda: patch.object(
         outbound.Outbound, "_held", property(lambda self: set(), lambda self, value: None), create=True
-    ),
-    "trust that every OK arrives in time": lambda: patch.object(
-        Inbound, "_may_be_unread", lambda self, twin: False
     ),
     "every engine holds the link": _every_engine_holds_the_link,
     "nobody locks while looking for a twin": _nobody_locks_while_looking_for_a_twin,

@@ -305,10 +305,12 @@ class Database:
         try:
             if name == "accept":
                 await server.lock(who, any(a.suspect for a in args[2]))
-            if breaks == "under way":  # the server does not know, and goes on
+            if (
+                breaks == "under way"
+            ):  # the server does not know, and goes on (it keeps its row locks: so at once)
                 if not reply.done():
                     reply.set_exception(psycopg.OperationalError("the connection is lost"))
-                work += late
+                work = work + late if name == "accept" else 0.0
             elif work > 2 * STATEMENT_TIMEOUT:  # the transactions have two statements at least
                 await asyncio.sleep(STATEMENT_TIMEOUT)
                 raise psycopg.errors.QueryCanceled
