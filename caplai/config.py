@@ -37,6 +37,7 @@ from caplai.store.keyring import KeyringError, KeyringFile, Keys
 PREFIX = "CAPLAI_"
 # Read from the environment by the command line itself, before there is a configuration.
 NOT_SETTINGS = {"CAPLAI_CONFIG"}
+_NO_TIME, _YEAR = timedelta(0), timedelta(days=366)
 
 
 class ConfigError(Exception):
@@ -103,6 +104,8 @@ class Password(Section):
     def _distinct(cls, value: str) -> str:
         if len(set(value)) != len(value):
             raise ValueError("must not hold a character twice")
+        if not value.isascii() or not value.isprintable() or " " in value:
+            raise ValueError("must hold ASCII letters, digits and signs only, and no space")
         return value
 
 
@@ -137,11 +140,15 @@ class SigninSettings(Section):
     guesses: int = Field(
         20, ge=1, description="Wrong guesses that unknown devices have together, per account."
     )
-    guess_window: timedelta = Field(timedelta(hours=72), description="The time over which guesses count.")
+    guess_window: timedelta = Field(
+        timedelta(hours=72), gt=_NO_TIME, le=_YEAR, description="The time over which guesses count."
+    )
     network_failures: int = Field(
         100, ge=1, description="Failed sign-ins of one network (IPv4 address, IPv6 /64) within its window."
     )
-    network_window: timedelta = Field(timedelta(minutes=10), description="The window of a network.")
+    network_window: timedelta = Field(
+        timedelta(minutes=10), gt=_NO_TIME, le=_YEAR, description="The window of a network."
+    )
     site_failures: int = Field(
         20_000, ge=1, description="Failed sign-ins of the whole site within an hour that raise the alarm."
     )
@@ -154,7 +161,9 @@ class SigninSettings(Section):
         ["vssid", "bhxh", "bao hiem xa hoi", "bao hiem", "mat khau", "8079"],
         description="Words that a chosen password must not be made of (with digits added or not).",
     )
-    session_age: timedelta = Field(timedelta(hours=12), description="How long a sign-in lasts.")
+    session_age: timedelta = Field(
+        timedelta(hours=12), ge=timedelta(seconds=1), le=_YEAR, description="How long a sign-in lasts."
+    )
 
 
 class KeySettings(Section):
@@ -255,6 +264,10 @@ class Config(BaseSettings):
             raise ValueError("links: two of them have the same name")
         if self.service.mt_link is not None and self.service.mt_link not in names:
             raise ValueError(f"service.mt_link names no link: {self.service.mt_link}")
+        try:
+            self.grammar  # noqa: B018 - it refuses words that no text could match
+        except ValueError as error:
+            raise ValueError(f"service: {error}") from None
         longest = max(self.password.length, self.password.long_length)
         problems = self.reply_texts.check(
             keyword=self.service.keyword,
@@ -341,6 +354,8 @@ def load(file: Path | str | None = None) -> Config:
             ) from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path} is not TOML: {error}") from None
+        except RecursionError:
+            raise ConfigError(f"{path} nests its lists too deeply.") from None
     unknown = sorted(set(_unknown_variables()))
     if unknown:
         raise ConfigError(
