@@ -96,3 +96,11 @@ def test_any_file_can_be_imported_into_postgresql(conn):
     """What is taken for good is good for PostgreSQL too: no NUL, no half character, no check fails."""
     check_import(conn)
     assert Account.objects.exists()
+
+
+@pytest.mark.parametrize(
+    "body", [b"[" * 100_000, b'{"username": ' + b"1" * 5000 + b"}", b"{", b"\xff", b"[]"]
+)
+def test_json_that_the_parser_gives_up_on_is_refused(client, db, body):
+    answer = client.post("/_allauth/app/v1/auth/login", body, content_type="application/json")
+    assert answer.status_code == 400
