@@ -142,7 +142,7 @@ class Inbound:
         waiting = self._unanswered.get(twin)
         if self._waiting >= MOST_WAITING:
             if waiting is not None:
-                self._doubt(pdu)
+                self._doubt(connection, pdu)
             self._respond(connection, pdu, self._link.try_again_status)
             return
         self._waiting += _weight(pdu)
