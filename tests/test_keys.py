@@ -135,8 +135,9 @@ def citizens(transactional_db):
 
 async def password(carrier, n):
     """What the phone of the nth citizen is told."""
+    before = len(carrier.submitted)
     assert await carrier.deliver(f"BH MK 012345678{n}", f"8432700068{n}") == Status.ESME_ROK
-    texts = await carrier.replies(len(carrier.submitted) + 1, 30)
+    texts = await carrier.replies(before + 1, 30)
     return re.search(r"Mat khau: (\d{6})", texts[-1])[1]
 
 
@@ -202,7 +203,7 @@ def test_a_host_that_comes_up_without_an_active_key_serves_nobody_until_it_has_i
                 for command in "engine", "web":
                     assert late.log(command).count(f"lacks the issuing key {new}, which is in use") == 1
                 late.copy(one)
-                await carrier.bound()
+                await carrier.until(lambda: any(c.bound for c in carrier.connections), 30)
                 issued = await password(carrier, 0)
                 await until(lambda: late.signs_in("9999999999", "123456") == 400)
                 assert await asyncio.to_thread(late.signs_in, "0123456780", issued) == 401
