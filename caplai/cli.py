@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import logging
 import os
 import sys
 from collections.abc import Generator, Iterator
@@ -43,10 +42,11 @@ class _Commands(click.Group):
 
 def _sentence(error: Exception) -> Failure:
     """What to tell about it. Of a bug class and place only, for its text may quote a person's data or a secret."""
-    from caplai import demo, logs, processes
+    from caplai import demo, processes
     from caplai.config import ConfigError
     from caplai.local_postgres import LocalPostgresError
     from caplai.store.keyring import KeyringError
+    from caplai.watch import logs
 
     if isinstance(error, ConfigError):
         return Failure(f"The configuration cannot be used.\n{error}", WRONG_USE)
@@ -81,9 +81,12 @@ def main(config_file: str | None) -> None:
         os.environ["CAPLAI_CONFIG"] = str(Path(config_file).absolute())
 
 
-def _config() -> Any:
+def _config(*, quiet: bool = False) -> Any:
+    """The configuration; `quiet`: with only warnings logged, here and in whatever process we start."""
     from caplai.config import load
 
+    if quiet:
+        os.environ["CAPLAI_LOG__LEVEL"] = "warning"
     return load()
 
 
@@ -171,15 +174,13 @@ def engine(quiet: bool) -> None:
 
     from caplai import processes
 
-    config = _config()
+    config = _config(quiet=quiet)
     processes.keep_memory_private(config)
     with _ready(config):
         from django.conf import settings
 
         from caplai.engine import Engine
 
-        if quiet:
-            logging.getLogger().setLevel(logging.WARNING)
         asyncio.run(Engine(config, settings.KEYRING).run())
 
 
@@ -189,7 +190,7 @@ def web(quiet: bool) -> None:
     """Run the web server alone: sign-in pages and the app API."""
     from caplai import processes
 
-    config = _config()
+    config = _config(quiet=quiet)
     processes.keep_memory_private(config)
     port = _free_port(config)
     with _ready(config):

@@ -11,7 +11,7 @@ import os
 import tomllib
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -33,6 +33,7 @@ from caplai.domain.policy import Limit, Limits
 from caplai.domain.replies import Texts
 from caplai.store.keyfolder import KeyFolder
 from caplai.store.keyring import KeyringError, KeyringFile, Keys
+from caplai.watch import tracing
 
 PREFIX = "CAPLAI_"
 # Read from the environment by the command line itself, before there is a configuration.
@@ -187,6 +188,42 @@ class KeySettings(Section):
     options: dict[str, str] = Field({}, repr=False, description="What that class is called with.")
 
 
+class LogSettings(Section):
+    """What is logged, to stderr. No line holds a phone, a code or a text."""
+
+    format: Literal["auto", "plain", "json"] = Field(
+        "auto", description="`plain`, one `json` object a line, or `auto`: plain at a terminal, else JSON."
+    )
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="What is not below it is logged."
+    )
+    messages: bool = Field(
+        True, description="A line for each step of each message, and for each web request (level info)."
+    )
+
+
+class WatchSettings(Section):
+    """Probes (`/healthz`, `/readyz`) and `/metrics`, on an address that is not for the internet (docs/metrics.md)."""
+
+    address: str = Field(
+        "127.0.0.1", description="The address that an engine and a web server listen on for them."
+    )
+    engine_port: int = Field(8002, ge=0, le=65535, description="An engine's port for them; 0: none.")
+    web_port: int = Field(8003, ge=0, le=65535, description="A web server's port for them; 0: none.")
+    traces: str | None = Field(
+        None, description="Where OpenTelemetry spans go (OTLP over HTTP); needs `caplai[otel]`."
+    )
+
+    @field_validator("traces")
+    @classmethod
+    def _traceable(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("http://", "https://")):
+            raise ValueError("must start with http:// or https://")
+        if value is not None and not tracing.available():
+            raise ValueError("OpenTelemetry is not installed: pip install 'caplai[otel]'")
+        return value
+
+
 class Config(BaseSettings):
     """The whole configuration. Sections are tables in caplai.toml; `[[links]]` is a list of them."""
 
@@ -230,6 +267,8 @@ class Config(BaseSettings):
     limits: LimitSettings = Field(default_factory=LimitSettings)
     texts: TextSettings = Field(default_factory=TextSettings)
     signin: SigninSettings = Field(default_factory=SigninSettings)
+    log: LogSettings = Field(default_factory=LogSettings)
+    watch: WatchSettings = Field(default_factory=WatchSettings)
     links: list[Link] = Field([], description="The links to the carriers, each a `[[links]]` table.")
 
     @field_validator("trusted_proxies")

@@ -88,6 +88,9 @@ def _environment(config: Config, smpp_port: int) -> dict[str, str]:
         "CAPLAI_PORT": str(port),
         "CAPLAI_LINKS": json.dumps([link]),
         "CAPLAI_SERVICE__MT_LINK": "demo",
+        # A demo is watched by people, and may run beside a service whose ports these are.
+        "CAPLAI_WATCH__ENGINE_PORT": "0",
+        "CAPLAI_WATCH__WEB_PORT": "0",
     }
     # The script finds the password in the reply.
     own |= {f"CAPLAI_TEXTS__{name.upper()}": text for name, text in TextSettings().model_dump().items()}

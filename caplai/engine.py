@@ -2,27 +2,36 @@
 
 import asyncio
 import logging
+import re
 import signal
+from collections.abc import Iterable
+from datetime import UTC, datetime
 
 import psycopg
+from prometheus_client.core import Metric
 
 from caplai import __version__
 from caplai.channels.esme import Esme
 from caplai.config import Config
 from caplai.domain.policy import ERRORS, Outcome
 from caplai.domain.replies import prepare
+from caplai.health import Health, listener
 from caplai.service.presence import Presence
 from caplai.service.reissue import Form, Rules, reissue_inbox, reissue_one_by_one
 from caplai.store import queues
 from caplai.store.db import DatabaseThreads, conninfo, is_at_fault_itself
-from caplai.store.keyring import KeyringError, Keys
+from caplai.store.gauges import BOUND, Depths, look
+from caplai.store.keyring import KINDS, KeyringError, Keys
 from caplai.store.leases import Leases
+from caplai.watch.metrics import gauge
 
 log = logging.getLogger(__name__)
 
 DECIDE_BATCH = 500
 POLL = 1.0
 """Seconds between looks at the inbox when nobody wakes us."""
+SCRAPE = 1.5
+"""Seconds that a scrape waits for the database."""
 
 
 def reissue_rules(config: Config, keyring: Keys, conn: psycopg.Connection) -> Rules:
@@ -94,10 +103,16 @@ class Engine:
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._end.set)
+        watch = self.config.watch
+        seen = listener(
+            self.config, "engine", watch.engine_port, Health(self.keyring, self.problems), self.gauges
+        )
         await self.start()
+        await seen.start()
         await self._end.wait()
         log.info("engine: stopping")
         await self.stop()
+        await seen.stop()
         if self.failure:
             raise self.failure
 
@@ -143,6 +158,74 @@ class Engine:
             return bool(self.keyring.missing())
         except KeyringError:
             return True
+    # --- to be seen ---
+
+    def problems(self) -> list[str]:
+        """What keeps the engine from serving, but for database and keys: in plain words, at once."""
+        found = ["the engine is stopping"] if self._end.is_set() else []
+        if any(not esme.store_well for esme in self.esmes):
+            found.append("the store is away; messages stay with the carriers")
+        if self.esmes and not any(esme.binds or esme.stands_by for esme in self.esmes):
+            states = ", ".join(f"{esme.link.name}: {esme.state}" for esme in self.esmes)
+            found.append(f"no link is bound ({states})")
+        return found
+
+    async def gauges(self) -> Iterable[Metric]:
+        """What is read anew for each scrape. While the database is away, what it would tell is left out."""
+        esmes = {(esme.link.name,): esme for esme in self.esmes}
+        found = [
+            gauge(
+                "caplai_link_binds",
+                "Connections that are bound by this engine.",
+                {key: esme.binds for key, esme in esmes.items()},
+                "link",
+            ),
+            gauge(
+                "caplai_link_stands_by",
+                "Whether another engine holds the link.",
+                {key: esme.stands_by for key, esme in esmes.items()},
+                "link",
+            ),
+            gauge(
+                "caplai_link_window",
+                "Submits that may wait for their answer, on each connection.",
+                {key: esme.link.window for key, esme in esmes.items()},
+                "link",
+            ),
+            gauge(
+                "caplai_link_in_window",
+                "Submits that wait for their answer.",
+                {key: esme.in_window for key, esme in esmes.items()},
+                "link",
+            ),
+            gauge(
+                "caplai_store_up",
+                "Whether the links could store when they last tried.",
+                {(): all(esme.store_well for esme in self.esmes)},
+            ),
+            gauge(
+                "caplai_active_key_age_seconds",
+                "Since the day that an active key's id names.",
+                {(kind,): age for kind in KINDS if (age := self._key_age(kind)) is not None},
+                "kind",
+            ),
+        ]
+        try:
+            async with asyncio.timeout(SCRAPE):
+                depths = await self.database.run(look)
+        except (psycopg.Error, TimeoutError):
+            depths = None
+        up = gauge(
+            "caplai_database_up", "Whether the database answered this scrape.", {(): depths is not None}
+        )
+        return [*found, up, *(_of_the_queues(depths) if depths else [])]
+
+    def _key_age(self, kind: str) -> float | None:
+        try:
+            day = re.search(r"\d{8}", self.keyring.ring(kind).active)
+            return None if day is None else (datetime.now(UTC) - _midnight(day[0])).total_seconds()
+        except (KeyringError, ValueError):
+            return None
 
     async def _decide(self, rules: Rules) -> None:
         """Claim and decide, batch after batch, until the inbox is empty; then wait to be woken."""
@@ -214,3 +297,25 @@ async def _wait(event: asyncio.Event, seconds: float) -> None:
             await event.wait()
     except TimeoutError:
         pass
+
+
+def _of_the_queues(depths: Depths) -> list[Metric]:
+    links: dict[tuple[str, ...], float] = {(link,): count for link, count in depths.outbox.items()}
+    overdue: dict[tuple[str, ...], float] = {(link,): age for link, age in depths.outbox_overdue.items()}
+    bounded = f"(counted up to {BOUND})."
+    return [
+        gauge("caplai_inbox_waiting", f"Messages to be decided {bounded}", {(): depths.inbox}),
+        gauge(
+            "caplai_inbox_oldest_seconds", "How long the first of them has waited.", {(): depths.inbox_age}
+        ),
+        gauge("caplai_inbox_parked", f"Messages that are set aside {bounded}", {(): depths.parked}),
+        gauge("caplai_segments_waiting", f"Parts without their others {bounded}", {(): depths.segments}),
+        gauge("caplai_outbox_waiting", f"Messages to be sent {bounded}", links, "link"),
+        gauge("caplai_outbox_overdue_seconds", "How long ago the first of them was due.", overdue, "link"),
+        gauge("caplai_service_open", "Whether the operator has the service open.", {(): depths.open}),
+        gauge("caplai_guess_alarm", "Whether the alarm about guesses is on.", {(): depths.guess_alarm}),
+    ]
+
+
+def _midnight(day: str) -> datetime:
+    return datetime.strptime(day, "%Y%m%d").replace(tzinfo=UTC)

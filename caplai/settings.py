@@ -5,6 +5,7 @@ from urllib.parse import urlsplit
 
 from caplai.config import ConfigError, load
 from caplai.store.db import django_database
+from caplai.watch import logs
 
 CAPLAI = load()
 BASE_DIR = Path(__file__).parent
@@ -39,8 +40,10 @@ INSTALLED_APPS = [
     "caplai.signin",
 ]
 MIDDLEWARE = [
+    "caplai.health.Probes",
     "caplai.signin.outage.Outage",
     "caplai.signin.middleware.TrustedProxy",
+    "caplai.watch.http.Requests",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "caplai.signin.middleware.Headers",
@@ -120,16 +123,10 @@ SECURE_HSTS_SECONDS = 31_536_000 if HTTPS else 0
 SECURE_REFERRER_POLICY = "same-origin"
 X_FRAME_OPTIONS = "DENY"
 
-LOGGING = {
-    "version": 1,
-    "disable_existing_loggers": False,
-    "formatters": {"plain": {"()": "caplai.logs.Formatter"}},
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "plain"}},
-    "root": {"handlers": ["stderr"], "level": "INFO"},
-    "loggers": {
-        # A wrong password is an answer (401), no event of the log.
-        "django.request": {"level": "ERROR"},
-        # Nor is what strangers send: another site's name, bodies too big, forms without their token.
-        "django.security": {"level": "CRITICAL"},
-    },
+LOGGING = logs.configuration(CAPLAI.log.format, CAPLAI.log.level, messages=CAPLAI.log.messages)
+LOGGING["loggers"] |= {
+    # A wrong password is an answer (401), no event of the log.
+    "django.request": {"level": "ERROR"},
+    # Nor is what strangers send: another site's name, bodies too big, forms without their token.
+    "django.security": {"level": "CRITICAL"},
 }

@@ -7,6 +7,7 @@ from django.conf import settings
 from django.core.wsgi import get_wsgi_application
 
 from caplai import __version__
+from caplai.health import watch_the_web
 from caplai.processes import end_with, keep_memory_private
 from caplai.service.presence import Presence
 
@@ -38,3 +39,4 @@ presence = Presence(
     heed=_sign_with_the_keyring,
 )
 presence.start()
+watch_the_web()

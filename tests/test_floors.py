@@ -11,10 +11,11 @@ PACKAGE = Path(__file__).parent.parent / "caplai"
 MAY_IMPORT = {
     "domain": set(),
     "smpp": set(),
-    "store": {"domain"},
-    "service": {"domain", "store"},
-    "channels": {"domain", "smpp", "store", "service"},
-    "signin": {"domain", "store", "service"},
+    "watch": set(),
+    "store": {"domain", "watch"},
+    "service": {"domain", "store", "watch"},
+    "channels": {"domain", "smpp", "store", "service", "watch"},
+    "signin": {"domain", "store", "service", "watch"},
     "simulator": {"smpp"},
 }
 # The pure floor knows neither the framework, nor the clock, nor the network.

@@ -32,6 +32,7 @@ from caplai.smpp.session import (
 from caplai.store import queues
 from caplai.store.db import DatabaseThreads
 from caplai.store.leases import TTL, Leases
+from caplai.watch import metrics
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,9 @@ few carriers would let it bind beside us."""
 HUNG = 1.5
 """Seconds without a turn of our loop after which connections are made anew. With inbound.PATIENCE they are the five
 that a carrier waits: what came meanwhile it may have delivered to another engine since."""
+STORE_BACK = 5.0
+"""Seconds without a failure after which a heartbeat tells that the store is back."""
+STANDING_BY = "held by another engine"
 BACKOFF = (0.5, 30.0)
 """Seconds between attempts to connect: the first pause and the longest; each is jittered."""
 
@@ -66,6 +70,7 @@ class Esme:
     ) -> None:
         self.link = link
         self.state = "down"
+        metrics.for_link(link.name)
         self._database = database
         self._engine = engine
         self._stopping = False
@@ -75,6 +80,7 @@ class Esme:
         self._store_well = True
         self._ignored: Counter[str] = Counter()
         self._awake_at = time.monotonic()
+        self._store_failed_at = 0.0
         self._inbound = Inbound(link, database, on_stored, self._store_is)
         self._outbound = Outbound(link, database, keyring, engine, self._sender, self._store_is)
         # Every task of the link is in this group: one that fails ends the link, and with it the engine, for
@@ -117,6 +123,26 @@ class Esme:
         """Something may be due on this link."""
         self._outbound.wake()
 
+    @property
+    def binds(self) -> int:
+        """How many connections are bound now."""
+        return sum(c.bound_at is not None and not c.ended.is_set() for c in self._connections)
+
+    @property
+    def stands_by(self) -> bool:
+        """Whether another engine holds the link."""
+        return not self._leased.is_set() and self.state == STANDING_BY
+
+    @property
+    def store_well(self) -> bool:
+        """Whether the store answered when it was last asked."""
+        return self._store_well
+
+    @property
+    def in_window(self) -> int:
+        """Submits that wait for their answer."""
+        return sum(connection.session.pending for connection in self._connections)
+
     async def _keep_lease(self) -> None:
         """Bind only while we hold a lease of the link: of several engines, as many as it may have binds.
 
@@ -137,7 +163,7 @@ class Esme:
             elif not held and self._leased.is_set():
                 self._let_go("another engine holds it")
             elif not held:
-                self._say_state("held by another engine")
+                self._say_state(STANDING_BY)
             await self._pause(HEARTBEAT)
 
     def _let_go(self, why: str) -> None:
@@ -164,6 +190,7 @@ class Esme:
                 await self._pause(HEARTBEAT)
                 continue
             connection = Connection(self.link, kind, self.handle, self._outbound.room)
+            metrics.connects.labels(self.link.name).inc()
             try:
                 await asyncio.wait_for(
                     asyncio.get_running_loop().create_connection(
@@ -224,6 +251,9 @@ class Esme:
                 if connection.bound_at is not None or reason != "peer gone":
                     self._say_state(f"closed: {reason}")
             case Ignored(reason, command_id):
+                metrics.ignored.labels(
+                    self.link.name, metrics.command(command_name(command_id)), reason
+                ).inc()
                 self._ignored[reason] += 1
                 if self._ignored[reason] == 1:
                     log.warning("link %s: %s: %s", self.link.name, command_name(command_id), reason)
@@ -262,6 +292,8 @@ class Esme:
         elif not well and self._store_well:
             log.error("link %s: the store is away; messages stay with the SMSC", self.link.name)
         self._store_well = well
+        if not well:
+            self._store_failed_at = time.monotonic()
 
     async def _stay_awake(self) -> None:
         self._awake_at = time.monotonic()
@@ -306,3 +338,7 @@ class Esme:
             )
         except psycopg.Error:
             self._store_is(False)
+        else:
+            # A heartbeat alone is no proof while messages fail, but where none come it is all that tells.
+            if not self._store_well and time.monotonic() - self._store_failed_at > STORE_BACK:
+                self._store_is(True)

@@ -6,17 +6,18 @@ import logging
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psycopg
 
 from caplai.channels.connection import Connection
 from caplai.channels.links import Link
 from caplai.smpp import receipt, text
-from caplai.smpp.pdu import ShortMessage, Status, Tag, find_tlv
+from caplai.smpp.pdu import ShortMessage, Status, Tag, find_tlv, status_name
 from caplai.store import queues
 from caplai.store.db import DatabaseThreads, is_at_fault_itself
 from caplai.store.queues import Arrival, Suspect
+from caplai.watch import metrics, tracing, trail
 
 log = logging.getLogger(__name__)
 
@@ -228,21 +229,28 @@ class Inbound:
                 self._doubt(connection, pdu)  # the server said nothing: it may have committed all the same
 
     async def _commit(self, connection: Connection, pdus: list[ShortMessage], deadline: float) -> None:
+        link = self._link.name
         receipts = [self._receipt(pdu) for pdu in pdus if receipt.is_receipt(pdu)]
         if receipts:
-            await self._database.run(queues.accept_receipts, self._link.name, receipts)
+            unmatched = await self._database.run(queues.accept_receipts, link, receipts)
+            metrics.unmatched.labels(link).inc(unmatched)
+            for found in receipts:
+                metrics.receipts.labels(link, metrics.receipt_state(found["state"])).inc()
         arrivals = [self._to_store(connection, pdu) for pdu in pdus if not receipt.is_receipt(pdu)]
         if arrivals:
-            stored_at = await self._database.run(
-                _in_time,
-                deadline,
-                queues.accept,
-                self._link.name,
-                connection.store_session,
-                arrivals,
-                self._join,
+            began = time.monotonic()
+            stored = await self._database.run(
+                _in_time, deadline, queues.accept, link, connection.store_session, arrivals, self._join
             )
-            connection.acknowledged.append((time.monotonic(), stored_at))
+            connection.acknowledged.append((time.monotonic(), stored.at))
+            metrics.redelivered.labels(link).inc(stored.known)
+            metrics.segments.labels(link).inc(sum(arrival.text is None for arrival in arrivals))
+            self._tell(stored.ids)
+            tracing.record("accept", time.monotonic() - began, stored.ids, link=link)
+
+    def _tell(self, ids: list[int]) -> None:
+        metrics.received.labels(self._link.name).inc(len(ids))
+        trail.ACCEPTED.write(((id_,) for id_ in ids), self._link.name)
 
     def _doubt(self, connection: Connection, pdu: ShortMessage) -> None:
         """This message may come again although it is stored: to us, or to whoever has the link by then."""
@@ -254,6 +262,8 @@ class Inbound:
 
     def _answer(self, pdu: ShortMessage, status: int) -> None:
         """Answer a delivery, and whatever else the carrier asked of the same message meanwhile."""
+        if status != Status.ESME_ROK:
+            metrics.refused.labels(self._link.name, status_name(status)).inc()
         for connection, asked in self._unanswered.pop(_twin(pdu), ()):
             self._waiting -= _weight(asked)
             self._respond(connection, asked, status)
@@ -301,7 +311,7 @@ class Inbound:
             return self._decode(coding, text.assemble(parts))
         return " … ".join(self._decode(coding, parts[number]) for number in sorted(parts)) + " …"
 
-    def _receipt(self, pdu: ShortMessage) -> dict[str, object]:
+    def _receipt(self, pdu: ShortMessage) -> dict[str, Any]:
         found = receipt.parse(self._decode(pdu.data_coding, pdu.payload), pdu.tlvs)
         ids = receipt.id_candidates(found.message_id) if found.message_id else []
         return {"message_ids": ids, "state": found.state, "error": found.error}
@@ -311,6 +321,10 @@ class Inbound:
         now = time.monotonic()
         self._doubtful = {which: until for which, until in self._doubtful.items() if until > now}
         try:
-            await self._database.run(queues.sweep_segments, self._link.name, self._join, SEGMENT_PATIENCE)
+            joined = await self._database.run(
+                queues.sweep_segments, self._link.name, self._join, SEGMENT_PATIENCE
+            )
         except psycopg.Error:
             self._store_is(False)
+        else:
+            self._tell(joined)

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,13 +15,14 @@ from caplai.channels.links import Link
 from caplai.domain.issuing import Keyring
 from caplai.service.deliver import KEY_RETRY, Verdict, compose, drop_dead, postpone, settle
 from caplai.smpp import text
-from caplai.smpp.pdu import Command, EncodeError, ShortMessage, Status
+from caplai.smpp.pdu import Command, EncodeError, ShortMessage, Status, status_name
 from caplai.smpp.receipt import bare_id
 from caplai.smpp.session import RequestLost, Response
 from caplai.store import queues
 from caplai.store.db import DatabaseThreads
 from caplai.store.keyring import KeyringError
 from caplai.store.queues import Due, Settled
+from caplai.watch import metrics, tracing, trail
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +89,7 @@ class Outbound:
         self._freed = asyncio.Event()
         self._lacks_key = False
         self._settled: list[Settled] = []
+        self._seen = _Seen(link.name)
         self._settled_event = asyncio.Event()
         self._unwritten = 0
         self._in_flight = 0
@@ -134,11 +136,14 @@ class Outbound:
                 message.status = pdu.status
         else:
             message.fail(result, pdu.status)
+        if not (message.unanswered or message.unsent):
+            message.due.age += time.monotonic() - event.sent_at
         self._advance(message)
 
     def lost(self, event: RequestLost) -> None:
         """No answer will come to a submit."""
         message, _ = self._off_the_wire(event)
+        metrics.lost.labels(self._link.name).inc()
         message.fail(Verdict.AGAIN, None)
         self._advance(message)
 
@@ -172,6 +177,7 @@ class Outbound:
             self._go_on(connection)
             room = min(connection.session.free, self._allowed()) if connection and not self._stopping else 0
             claimed: list[Due] = []
+            began = time.monotonic()
             if connection and room > 0 and self._unwritten < 4 * BATCH:
                 try:
                     claimed = await self._database.run(
@@ -181,10 +187,13 @@ class Outbound:
                     self._store_is(False)
                     await asyncio.sleep(POLL)
                 connection = self._sender()  # we may have hung meanwhile, and somebody else holds the link
+            waited = time.monotonic() - began
             for due in claimed:
+                due.age += waited
                 self._submit(connection, due)
             if connection:
                 connection.flush()
+                self._seen.submitted(claimed, time.monotonic() - began)
             if len(claimed) < room or room == 0:
                 await self._wait_for_work(room, connection)
 
@@ -247,6 +256,7 @@ class Outbound:
             self._settle(postpone(due, KEY_RETRY))
             return
         self._lacks_key = False
+        self._seen.submit(due)
         self._in_flight += 1
         accepted = self._accepted.pop(due.id, {})
         unsent = deque((number, pdu) for number, pdu in enumerate(pdus, 1) if number not in accepted)
@@ -317,6 +327,7 @@ class Outbound:
         if (verdict is Verdict.WAIT or self._refused_in_a_row >= REFUSALS) and now >= self._quiet_until:
             self._quiet = min(max(self._quiet * 2, QUIET[0]), QUIET[1])
             self._quiet_until = now + self._quiet
+            metrics.throttles.labels(self._link.name).inc()
 
     def _settle(self, settled: Settled) -> None:
         self._settled.append(settled)
@@ -340,6 +351,57 @@ class Outbound:
             else:
                 self._unwritten -= len(batch)
                 self._held.difference_update(settled.id for settled in batch)
+                self._seen.settled(batch)
                 pauses = [settled.again_in for settled in batch if settled.state == "ready"]
                 if pauses:
                     asyncio.get_running_loop().call_later(min(pauses), self.wake)
+
+
+class _Seen:
+    """What is to be seen of the messages to phones, told batch by batch so that it costs each of them little."""
+
+    def __init__(self, link: str) -> None:
+        self._link = link
+        self._in_hand: dict[int, Due] = {}
+        self._submits: list[Due] = []
+
+    def submit(self, due: Due) -> None:
+        """It is submitted."""
+        self._submits.append(due)
+
+    def submitted(self, claimed: list[Due], took: float) -> None:
+        """Tell of the submits among these, which were claimed and submitted within so many seconds."""
+        self._in_hand.update((due.id, due) for due in claimed)
+        link, submits = self._link, self._submits
+        self._submits = []
+        if not submits:
+            return
+        metrics.submits.labels(link).inc(len(submits))
+        metrics.resubmits.labels(link).inc(sum(due.attempts > 1 for due in submits))
+        metrics.submitted_seconds.observe([due.age for due in submits if due.attempts == 1], link)
+        trail.SUBMITTED.write(
+            ((due.inbox_id, due.id, due.kind, due.attempts, due.age) for due in submits), link
+        )
+        tracing.record("submit", took, (due.inbox_id for due in submits), link=link)
+
+    def settled(self, batch: list[Settled]) -> None:
+        """Tell what became of these, as the store has it now."""
+        link = self._link
+        both = [(self._in_hand.pop(settled.id), settled) for settled in batch]
+        for state, count in Counter(settled.state for settled in batch).items():
+            metrics.settled.labels(link, state).inc(count)
+        for status, count in Counter(settled.status for settled in batch).items():
+            if status is not None:
+                metrics.answers.labels(link, metrics.status(status_name(status))).inc(count)
+        metrics.answered_seconds.observe([due.age for due, settled in both if settled.state == "sent"], link)
+        trail.SETTLED.write(
+            (
+                (due.inbox_id, due.id, settled.state, due.attempts, _status(settled.status), due.age)
+                for due, settled in both
+            ),
+            link,
+        )
+
+
+def _status(status: int | None) -> str | None:
+    return None if status is None else status_name(status)

@@ -5,6 +5,8 @@ wait. One transaction: lock the subjects, gather the facts in later statements, 
 ask the domain and fold each outcome into the facts of the next, and write everything set-based.
 """
 
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -22,6 +24,7 @@ from caplai.service import keys, locks
 from caplai.store import queues
 from caplai.store.db import is_at_fault_itself
 from caplai.store.keyring import KeyringError
+from caplai.watch import metrics, tracing, trail
 
 # The longest window of any limit: older cases are no facts.
 _HISTORY = timedelta(days=30)
@@ -176,9 +179,24 @@ def reissue_inbox(conn: psycopg.Connection, rules: Rules, count: int) -> int:
     """
     with conn.transaction():
         waiting = queues.claim_inbox(conn, count)
+        claimed = time.monotonic()
         if waiting:
-            reissue(conn, [_request(message, rules) for message in waiting], rules)
+            decisions = reissue(conn, [_request(message, rules) for message in waiting], rules)
+    if waiting:
+        _tell(waiting, decisions, time.monotonic() - claimed)
     return len(waiting)
+
+
+def _tell(waiting: Sequence[queues.Waiting], decisions: Sequence[Decision], took: float) -> None:
+    """Let it be seen what was decided, once it is committed: `took` seconds after the claim."""
+    for outcome, count in Counter(decision.outcome for decision in decisions).items():
+        metrics.decisions.labels(str(outcome)).inc(count)
+    metrics.decided_seconds.observe([message.waited + took for message in waiting])
+    trail.DECIDED.write(
+        (message.id, str(decision.outcome), message.waited + took)
+        for message, decision in zip(waiting, decisions, strict=True)
+    )
+    tracing.record("decide", took, (message.id for message in waiting))
 
 
 def reissue_one_by_one(conn: psycopg.Connection, rules: Rules, count: int) -> int:
@@ -194,17 +212,21 @@ def reissue_one_by_one(conn: psycopg.Connection, rules: Rules, count: int) -> in
             with conn.transaction():
                 conn.execute("set local lock_timeout = '200ms'")
                 for message in queues.claim_inbox(conn, 1, after=last):
-                    last = message.id
-                    reissue(conn, [_request(message, rules)], rules)
+                    last, claimed = message.id, time.monotonic()
+                    decided = reissue(conn, [_request(message, rules)], rules)
         except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled):
             continue
         except Exception as error:
             if message is None or not is_at_fault_itself(error):
                 raise
             queues.park(conn, message.id, type(error).__name__)
+            metrics.parked.inc()
+            trail.PARKED.write([(message.id, type(error).__name__)])
             parked += 1
+            continue
         if message is None:
             break
+        _tell([message], decided, time.monotonic() - claimed)
     return parked
 
 

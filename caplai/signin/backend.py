@@ -15,6 +15,7 @@ from caplai.service.credentials import Checked, Outcome, Rules
 from caplai.signin.middleware import network
 from caplai.store.keyring import KeyringError
 from caplai.store.models import Account, Login
+from caplai.watch import metrics
 
 DEVICE_COOKIE = "caplai_device"
 DEVICE_HEADER = "X-Device-Token"
@@ -61,6 +62,7 @@ class PasswordBackend(ModelBackend):
         request.checked = checked = credentials.check(
             username, password, device=device_token(request), network=network(request), rules=now
         )
+        metrics.signins.labels(checked.outcome.value).inc()
         if secrets.randbelow(_TIDY_EVERY) == 0:
             credentials.tidy(now)
         return checked.login if checked.outcome is Outcome.SIGNED_IN else None

@@ -28,7 +28,7 @@ _POLICY = "; ".join(
 
 
 class TrustedProxy:
-    """Believes X-Forwarded-For and X-Forwarded-Proto where, and as far as, a trusted proxy wrote them.
+    """Believes X-Forwarded-For, X-Forwarded-Proto and X-Request-Id where, and as far as, a trusted proxy wrote them.
 
     REMOTE_ADDR becomes the right-most address that is no proxy of ours; anybody may have written what stands
     left of it. From any other peer the headers are taken away.
@@ -45,6 +45,7 @@ class TrustedProxy:
         meta = request.META
         forwarded = meta.pop("HTTP_X_FORWARDED_FOR", "")
         scheme = meta.pop("HTTP_X_FORWARDED_PROTO", "")
+        request_id = meta.pop("HTTP_X_REQUEST_ID", None)
         client = _address(meta.get("REMOTE_ADDR", ""))
         if self._is_proxy(client):
             if scheme.split(",")[0].strip().lower() == "https":
@@ -53,6 +54,8 @@ class TrustedProxy:
             while self._is_proxy(client) and entries and (nearer := _address(entries.pop())):
                 client = nearer
             meta["REMOTE_ADDR"] = str(client)
+            if request_id is not None:
+                meta["HTTP_X_REQUEST_ID"] = request_id
         return self.get_response(request)
 
     def _is_proxy(self, address: ipaddress.IPv4Address | ipaddress.IPv6Address | None) -> bool:

@@ -10,6 +10,7 @@ from allauth.core.internal.httpkit import headed_redirect_response
 from caplai.service import credentials
 from caplai.service.credentials import Choice
 from caplai.signin.backend import rules
+from caplai.watch import metrics
 
 ISSUED_CASE = "issued_case"
 """The attribute of a login (in memory only) that says by which case's password it was proved."""
@@ -39,6 +40,7 @@ class ChoosePasswordStage(LoginStage):
         """Store the password. CHOSEN: call `exit()` next; ENDED: the pending sign-in is over."""
         case_id, attempt = UUID(self.state["case"]), self.state["attempt"]
         choice = credentials.choose(self.login.user, case_id, password, attempt=attempt, rules=rules())
+        metrics.choices.labels(choice.value).inc()
         if choice is Choice.ENDED:
             clear_login(self.request)
         return choice

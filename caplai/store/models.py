@@ -226,6 +226,9 @@ class Inbox(models.Model):
             models.Index(
                 fields=["id"], name="inbox_waiting", condition=Q(outcome__isnull=True, error__isnull=True)
             ),
+            models.Index(
+                fields=["id"], name="inbox_parked", condition=Q(outcome__isnull=True, error__isnull=False)
+            ),
             models.Index(fields=["source", "received_at"], name="inbox_source"),
         ]
         constraints = [

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import psycopg
@@ -66,6 +66,19 @@ class Waiting:
     source_npi: int
     destination: str
     text: str
+    waited: float
+    """Seconds since it arrived, by the database's clock."""
+
+
+class Accepted(NamedTuple):
+    """What became of a batch of arrivals."""
+
+    at: datetime
+    """The `received_at` of all of them."""
+    ids: list[int]
+    """The inbox ids of the messages that are new; a part of a long message that still waits has none."""
+    known: int
+    """How many arrivals were redeliveries of what was stored already."""
 
 
 @dataclass(slots=True, repr=False)
@@ -73,6 +86,7 @@ class Due:
     """A claimed outbox row, with its wording and the frozen inputs of its case's password (if it has one)."""
 
     id: int
+    inbox_id: int | None
     kind: str
     link: str
     sender: str
@@ -91,6 +105,8 @@ class Due:
     alphabet: str | None
     dead: bool
     """Whether its password has ended or expired: nobody is helped by it any more."""
+    age: float
+    """Seconds since the message arrived that it answers (or since it was made), by the database's clock."""
 
 
 @dataclass(slots=True)
@@ -129,6 +145,7 @@ from unnest(%(source)s::text[], %(source_ton)s::smallint[], %(source_npi)s::smal
      with ordinality as a (source, source_ton, source_npi, destination, coding, text, suspect, nth)
 where a.suspect = 0 or not exists (select from inbox stored where {_TWIN} and stored.text = a.text)
 order by nth
+returning id
 """  # noqa: S608
 
 _INSERT_SEGMENTS = f"""
@@ -168,14 +185,15 @@ _FROM_THESE = f"{_LINK} and source = any(%(source)s)"
 
 def accept(
     conn: psycopg.Connection, link: str, session: int | None, arrivals: Sequence[Arrival], join
-) -> datetime:
+) -> Accepted:
     """Store what arrived by `link`, committed when this returns. Redeliveries fall out, parts are joined.
 
     `join(coding, parts: dict[int, bytes], total) -> str` makes the text of a long message; it is the
-    caller's, who knows the link's alphabet. Returns the
-    `received_at` of all of them. Raises psycopg.Error when
-    nothing is certain: the carrier must keep the messages and send them again.
+    caller's, who knows the link's alphabet. Raises psycopg.Error when nothing is certain: the carrier must
+    keep the messages and send them again.
     """
+    ids: list[int] = []
+    known = 0
     with conn.transaction():
         # An engine that died may have left a commit under way: whoever looks for a twin waits for it.
         how = "pg_advisory_xact_lock" if any(a.suspect for a in arrivals) else "pg_advisory_xact_lock_shared"
@@ -183,27 +201,39 @@ def accept(
         whole = [arrival for arrival in arrivals if arrival.text is not None]
         parts = [arrival for arrival in arrivals if arrival.text is None]
         if parts:
-            conn.execute(_INSERT_SEGMENTS, _columns(link, session, parts, _PART_COLUMNS))
+            cursor = conn.execute(_INSERT_SEGMENTS, _columns(link, session, parts, _PART_COLUMNS))
+            known += len(parts) - cursor.rowcount
             sources = [part.source for part in parts]
             whole += _joined(conn, join, _FROM_THESE, link=link, source=sources)
         if whole:
-            conn.execute(_INSERT_INBOX, _columns(link, session, whole, _TEXT_COLUMNS))
+            ids = _insert(conn, link, session, whole)
+            known += len(whole) - len(ids)
         conn.execute(f"notify {INBOX_CHANNEL}")
     assert row is not None
-    return row[0]
+    return Accepted(row[0], ids, known)
 
 
-def sweep_segments(conn: psycopg.Connection, link: str, join, patience: timedelta) -> None:
+def _insert(
+    conn: psycopg.Connection, link: str, session: int | None, arrivals: Sequence[Arrival]
+) -> list[int]:
+    cursor = conn.execute(_INSERT_INBOX, _columns(link, session, arrivals, _TEXT_COLUMNS))
+    return [id_ for (id_,) in cursor.fetchall()]
+
+
+def sweep_segments(conn: psycopg.Connection, link: str, join, patience: timedelta) -> list[int]:
     """Join what waited longer than `patience` with the parts that came, and forget what was joined long ago.
 
-    Parts that two connections stored at the same moment are found here too. Opens its own transaction.
+    Parts that two connections stored at the same moment are found here too. Returns the inbox ids of what was
+    joined. Opens its own transaction.
     """
+    ids: list[int] = []
     with conn.transaction():
         conn.execute("delete from segment where joined_at < now() - interval '10 minutes'")
         late = _joined(conn, join, _LINK, patience=patience, link=link)
         if late:
-            conn.execute(_INSERT_INBOX, _columns(link, None, late, _TEXT_COLUMNS))
+            ids = _insert(conn, link, None, late)
             conn.execute(f"notify {INBOX_CHANNEL}")
+    return ids
 
 
 _ADDRESS_COLUMNS = ("source", "source_ton", "source_npi", "destination", "coding", "suspect")
@@ -240,7 +270,8 @@ def claim_inbox(conn: psycopg.Connection, count: int, after: int = 0) -> list[Wa
     """
     with conn.cursor(row_factory=class_row(Waiting)) as cursor:
         return cursor.execute(
-            "select id, received_at, link, source, source_ton, source_npi, destination, text from inbox"
+            "select id, received_at, link, source, source_ton, source_npi, destination, text,"
+            " extract(epoch from clock_timestamp() - received_at)::float as waited from inbox"
             " where outcome is null and error is null and id > %s order by id limit %s for update skip locked",
             [after, count],
         ).fetchall()
@@ -278,9 +309,12 @@ with due as (
     from due where outbox.id = due.id
     returning outbox.*
 )
-select o.id, o.kind, o.link, o.sender, o.destination, o.destination_ton, o.destination_npi, o.attempts, o.created_at,
+select o.id, o.inbox_id, o.kind, o.link, o.sender, o.destination, o.destination_ton, o.destination_npi,
+       o.attempts, o.created_at,
        w.text as wording, o.until, o.account, o.case_id, c.key, c.version, c.length, c.alphabet,
-       coalesce(c.ended_at is not null or c.expires_at <= now(), false) as dead
+       coalesce(c.ended_at is not null or c.expires_at <= now(), false) as dead,
+       extract(epoch from clock_timestamp() -
+           coalesce((select i.received_at from inbox i where i.id = o.inbox_id), o.created_at))::float as age
 from claimed o join wording w on w.id = o.wording
 left join reissue_case c on c.account = o.account and c.id = o.case_id
 order by o.id
@@ -364,15 +398,16 @@ def intern(conn: psycopg.Connection, texts: Iterable[str]) -> dict[str, int]:
 # --- receipts --------------------------------------------------------------------------------------
 
 
-def accept_receipts(conn: psycopg.Connection, link: str, receipts: Sequence[Mapping[str, Any]]) -> None:
+def accept_receipts(conn: psycopg.Connection, link: str, receipts: Sequence[Mapping[str, Any]]) -> int:
     """Store delivery receipts as they came, and match them to what was sent where that can be done.
 
     Each has `message_ids` (the id in every form the carrier might have meant), `state` and `error`, raw.
-    Commits when it returns.
+    Returns how many matched nothing (yet). Commits when it returns.
     """
+    unmatched = 0
     with conn.transaction():
         for receipt in receipts:
-            conn.execute(
+            cursor = conn.execute(
                 """
                 with matched as (
                     update outbox set receipt = %(state)s where id = (
@@ -381,9 +416,12 @@ def accept_receipts(conn: psycopg.Connection, link: str, receipts: Sequence[Mapp
                     returning id)
                 insert into receipt (link, message_ids, state, error, outbox_id)
                 values (%(link)s, %(message_ids)s::text[], %(state)s, %(error)s, (select id from matched))
+                returning outbox_id
                 """,
                 {"link": link, **receipt},
             )
+            unmatched += cursor.fetchone() == (None,)
+    return unmatched
 
 
 # --- sessions of the links -------------------------------------------------------------------------

@@ -46,8 +46,8 @@ def test_what_is_not_suspect_waits_for_nobody(conn):
 
 def test_a_suspect_is_the_same_message_only_if_its_twin_may_be_unacknowledged(conn):
     old = queues.open_session(conn, "viettel", "one")
-    stored_at = queues.accept(conn, "viettel", old, [arrival()], None)
-    queues.touch_session(conn, old, stored_at)  # known to be acknowledged
+    stored = queues.accept(conn, "viettel", old, [arrival()], None)
+    queues.touch_session(conn, old, stored.at)  # known to be acknowledged
     new = queues.open_session(conn, "viettel", "two")
     queues.accept(conn, "viettel", new, [arrival(Suspect.UNCONFIRMED)], None)
     assert count(conn) == 2

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from caplai.logs import Formatter, describe
+from caplai.watch.logs import Plain, describe
 
 SECRET = "0123456789"
 
@@ -57,7 +57,7 @@ def test_the_formatter_writes_no_text_of_an_exception(error):
         raise error
     except Exception:
         record = logging.LogRecord("caplai", logging.ERROR, __file__, 1, "it failed", None, sys.exc_info())
-    said = Formatter().format(record)
+    said = Plain().format(record)
     assert "ERROR caplai: it failed\n" in said
     assert "builtins.ValueError" in said
     assert SECRET not in said

@@ -1,0 +1,143 @@
+"""Logs that hold no person: plain for people, JSON for machines, one line for each thing that happened.
+
+The text of an exception may carry a phone or a code, so only its class and place are written. Whatever a message
+says, runs of nine digits or more are cut out of it: a net under the rule that nobody logs a number, not the rule.
+"""
+
+import json
+import logging
+import os
+import re
+import sys
+import traceback
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Literal
+
+request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+"""The id of the HTTP request that this thread answers; every line that is logged meanwhile carries it."""
+
+_NUMBER = re.compile(r"\d{9,}")
+_PIPE_BUF = 4096
+"""What Linux writes to a pipe in one piece (pipe(7)): several processes may share our stderr."""
+
+
+def configuration(form: Literal["auto", "plain", "json"], level: str, *, messages: bool) -> dict[str, Any]:
+    """The logging.config.dictConfig() that writes to stderr. `auto`: plain where a terminal shows it, else JSON.
+
+    `messages`: whether each message's and each web request's way is logged.
+    """
+    plain = form == "plain" or (form == "auto" and sys.stderr is not None and sys.stderr.isatty())
+    formatter = f"caplai.watch.logs.{'Plain' if plain else 'Json'}"
+    chatty = {} if messages else {"caplai.trail": {"level": "WARNING"}, "caplai.http": {"level": "WARNING"}}
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"ours": {"()": formatter}},
+        "handlers": {"stderr": {"class": "caplai.watch.logs.Stderr", "formatter": "ours"}},
+        "root": {"handlers": ["stderr"], "level": level.upper()},
+        "loggers": chatty,
+    }
+
+
+def describe(error: BaseException) -> str:
+    """The exception, its causes and, of a group, its members: each by class and place, without its text."""
+    return "".join(_lines(error, set())).rstrip()
+
+
+def _lines(error: BaseException | None, seen: set[int]) -> list[str]:
+    lines: list[str] = []
+    while error is not None and id(error) not in seen:  # a chain may run in a circle
+        seen.add(id(error))
+        lines += traceback.format_tb(error.__traceback__)
+        lines.append(f"{type(error).__module__}.{type(error).__qualname__}\n")
+        if isinstance(error, BaseExceptionGroup):
+            for number, member in enumerate(error.exceptions, 1):
+                lines.append(f"-- {number} of {len(error.exceptions)}:\n")
+                lines += _lines(member, seen)
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return lines
+
+
+def without_numbers(text: str) -> str:
+    """The text with every long number, such as a phone or a code, cut out."""
+    return _NUMBER.sub("…", text)
+
+
+class Plain(logging.Formatter):
+    """For people: time, level, logger, message and fields, with exceptions by class and place."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        if rows := getattr(record, "rows", None):
+            head = f"{self.formatTime(record)} {record.levelname} {record.name}: "
+            return "\n".join([head + row for row in record.step.plain(rows)])  # type: ignore[attr-defined]
+        return super().format(record)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is logging's
+        record.message = without_numbers(record.message)
+        return super().formatMessage(record) + "".join(f" {name}={value}" for name, value in _fields(record))
+
+    def formatException(  # noqa: N802 - the name is logging's
+        self, ei: tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
+    ) -> str:
+        return describe(ei[1]) if ei[1] is not None else ""
+
+
+class Json(logging.Formatter):
+    """For machines: one JSON object a line, with `time` (UTC), `level`, `logger`, `message` and fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        line: dict[str, Any] = {
+            "time": at.replace("+00:00", "Z"),
+            "level": record.levelname,
+            "logger": record.name,
+        }
+        if rows := getattr(record, "rows", None):
+            head = json.dumps(line)[:-1]
+            return "\n".join([head + row for row in record.step.json(rows)])  # type: ignore[attr-defined]
+        line["message"] = without_numbers(record.getMessage())
+        line.update(_fields(record))
+        if record.exc_info and record.exc_info[1] is not None:
+            line["exception"] = describe(record.exc_info[1])
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def _fields(record: logging.LogRecord) -> list[tuple[str, Any]]:
+    """What `log.info(…, extra={"fields": {…}})` gave, after the id of the request that is being answered."""
+    request = request_id.get()
+    given = getattr(record, "fields", {}).items()
+    return [*([("request", request)] if request is not None else []), *given]
+
+
+class Stderr(logging.Handler):
+    """Writes whole lines, as many at once as reach a pipe in one piece, so that no two processes' mingle."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if sys.__stderr__ is None:  # closed from the start: the number 2 may be anything's
+            return
+        try:
+            data = self.format(record).encode("utf-8", "backslashreplace") + b"\n"
+            start = 0
+            while start < len(data):
+                end = (
+                    len(data)
+                    if len(data) - start <= _PIPE_BUF
+                    else data.rfind(b"\n", start, start + _PIPE_BUF) + 1
+                )
+                end = end or data.find(b"\n", start) + 1  # a line that is longer than that
+                _write(memoryview(data)[start:end])
+                start = end
+        except OSError:
+            pass  # nobody reads us any more (a closed pipe, a full disk): no reason to stop answering people
+        except Exception:
+            self.handleError(record)
+
+
+def _write(data: memoryview) -> None:
+    while data:
+        data = data[os.write(2, data) :]
