@@ -104,15 +104,15 @@ class Engine:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._end.set)
         watch = self.config.watch
-        seen = listener(
-            self.config, "engine", watch.engine_port, Health(self.keyring, self.problems), self.gauges
-        )
+        health = Health(self.keyring, self.problems)
+        seen = listener(self.config, "engine", watch.engine_port, health, self.gauges)
         await self.start()
         await seen.start()
         await self._end.wait()
         log.info("engine: stopping")
         await self.stop()
         await seen.stop()
+        health.close()
         if self.failure:
             raise self.failure
 

@@ -53,6 +53,13 @@ class Health:
         self._say(found)
         return found
 
+    def close(self) -> None:
+        """Give the connection up; another look takes a new one."""
+        with self._lock:
+            if self._connection is not None and self._look is not None and self._look.over:
+                self._connection.close()
+            self._look = None
+
     def _examine(self, look: "_Look") -> None:
         try:
             if self._connection is None or self._connection.closed:

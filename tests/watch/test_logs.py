@@ -1,11 +1,14 @@
 """What a log line says of an exception: class and place, and nothing of what was handled."""
 
+import json
 import logging
+import os
+import subprocess
 import sys
 
 import pytest
 
-from caplai.watch.logs import Plain, describe
+from caplai.watch.logs import Json, Plain, configuration, describe, request_id
 
 SECRET = "0123456789"
 
@@ -51,13 +54,70 @@ def test_a_circle_of_causes_has_an_end():
     assert describe(one).splitlines() == ["builtins.ValueError", "builtins.TypeError"]
 
 
-@pytest.mark.parametrize("error", [ValueError(SECRET), ExceptionGroup(SECRET, [ValueError(SECRET)])])
-def test_the_formatter_writes_no_text_of_an_exception(error):
+def failed(error):
     try:
         raise error
     except Exception:
-        record = logging.LogRecord("caplai", logging.ERROR, __file__, 1, "it failed", None, sys.exc_info())
-    said = Plain().format(record)
-    assert "ERROR caplai: it failed\n" in said
-    assert "builtins.ValueError" in said
-    assert SECRET not in said
+        return logging.LogRecord("caplai", logging.ERROR, __file__, 1, "it %s", ("failed",), sys.exc_info())
+
+
+@pytest.mark.parametrize("error", [ValueError(SECRET), ExceptionGroup(SECRET, [ValueError(SECRET)])])
+def test_the_formatters_write_no_text_of_an_exception(error):
+    plain = Plain().format(failed(error))
+    assert "ERROR caplai: it failed\n" in plain
+    line = json.loads(Json().format(failed(error)))
+    assert (line["level"], line["logger"], line["message"]) == ("ERROR", "caplai", "it failed")
+    for said in (plain, line["exception"]):
+        assert "builtins.ValueError" in said
+        assert SECRET not in said
+
+
+@pytest.mark.parametrize("form", [Plain, Json])
+def test_a_long_number_is_cut_out_whoever_logs_it(form):
+    record = logging.LogRecord(
+        "x", logging.INFO, __file__, 1, "GET /%s and +%s", (SECRET, "84327000686"), None
+    )
+    said = form().format(record)
+    assert SECRET not in said and "84327000686" not in said
+    assert "GET /… and +…" in said
+
+
+@pytest.mark.parametrize("form", [Plain, Json])
+def test_a_line_has_its_fields_and_the_request_that_is_answered(form):
+    record = logging.LogRecord("x", logging.INFO, __file__, 1, "said", None, None)
+    record.fields = {"status": 200}
+    token = request_id.set("abc")
+    said = form().format(record)
+    request_id.reset(token)
+    if form is Json:
+        line = json.loads(said)
+        assert (line["request"], line["status"]) == ("abc", 200)
+    else:
+        assert said.endswith("x: said request=abc status=200")
+
+
+def test_json_is_what_is_logged_where_no_terminal_shows_it(monkeypatch):
+    formatter = configuration("auto", "info", messages=True)["formatters"]["ours"]["()"]
+    assert formatter.endswith("Json")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    formatter = configuration("auto", "info", messages=True)["formatters"]["ours"]["()"]
+    assert formatter.endswith("Plain")
+
+
+def test_long_batches_of_two_processes_do_not_mingle():
+    """Each writes 200 batches of 60 lines to one pipe, more at once than a pipe takes in one piece."""
+    writer = """
+import logging.config, sys
+from caplai.watch import logs, trail
+logging.config.dictConfig(logs.configuration("json", "info", messages=True))
+for batch in range(200):
+    trail.DECIDED.write((n, sys.argv[1], 0.5) for n in range(60))
+"""
+    read, write = os.pipe()
+    both = [subprocess.Popen([sys.executable, "-c", writer, name], stderr=write) for name in "ab"]
+    os.close(write)
+    with open(read, encoding="utf-8") as pipe:
+        lines = [json.loads(line) for line in pipe]
+    assert [process.wait() for process in both] == [0, 0]
+    for name in "ab":
+        assert [line["request"] for line in lines if line["outcome"] == name] == [*map(str, range(60))] * 200
