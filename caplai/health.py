@@ -69,6 +69,8 @@ class Health:
             look.found = ["the database cannot be reached"]
             if self._connection is not None:
                 self._connection.close()
+        except Exception:
+            log.exception("the database cannot be examined")
         finally:
             look.done.set()
 
@@ -87,14 +89,10 @@ class Health:
         metrics.ready.set(is_ready)
         with self._lock:
             changed, self._was_ready = is_ready != self._was_ready, is_ready
-        if changed:
-            log.log(
-                *(
-                    (logging.INFO, "ready again")
-                    if is_ready
-                    else (logging.ERROR, f"not ready: {'; '.join(found)}")
-                )
-            )
+        if changed and is_ready:
+            log.info("ready again")
+        elif changed:
+            log.error("not ready: %s", "; ".join(found))
 
 
 class _Look:
@@ -103,7 +101,7 @@ class _Look:
     def __init__(self) -> None:
         self.began = time.monotonic()
         self.done = threading.Event()
-        self.found: list[str] = []
+        self.found = ["the database cannot be examined (see the log)"]
 
     @property
     def over(self) -> bool:

@@ -97,7 +97,7 @@ class Process:
         """(status, body, headers)."""
         return await asyncio.to_thread(fetch, f"http://127.0.0.1:{port or self.watch}{path}", headers)
 
-    async def ready(self, wanted=True, *, port=None, seconds=20.0):
+    async def ready(self, wanted=True, *, port=None, seconds=40.0):
         """Wait until /readyz says so; returns its body and how long it took."""
         began = time.monotonic()
         while time.monotonic() - began < seconds:

@@ -23,15 +23,16 @@ async def play(folder):
         Carrier() as carrier,
         running(folder, "engine", "web", smpp_port=carrier.port) as (_, engine, web),
     ):
+        await carrier.until(lambda: carrier.binds, 40)
         await carrier.bound()
         await asyncio.gather(engine.ready(), web.ready(), web.ready(port=web.port))
         carrier.statuses = [Status.ESME_RTHROTTLED, 0x0471]
         assert await carrier.deliver(f"BH MK {CODE}") == Status.ESME_ROK
         # Throttled, then a status that no specification knows, then taken.
-        texts = await carrier.replies(3, seconds=20)
+        texts = await carrier.replies(3, seconds=60)
         seen["password"] = re.search(r"Mat khau: (\d{6})", texts[0])[1]
         assert await carrier.deliver("BH MK 123", "84911222333") == Status.ESME_ROK
-        await carrier.replies(4)
+        await carrier.replies(4, seconds=30)
         for state in ("DELIVRD", f"X{PHONE}"):
             tlvs = [(Tag.RECEIPTED_MESSAGE_ID, b"404\0")]
             body = f"id:404 stat:{state} err:000 text:"
@@ -107,6 +108,7 @@ def the_metrics_tell_what_happened(story):
     assert value(engine, "caplai_receipts_total", state="DELIVRD", **link) == 1
     assert value(engine, "caplai_receipts_total", state="other", **link) == 1
     assert value(engine, "caplai_receipts_unmatched_total", **link) == 2
+    assert value(engine, "caplai_message_submitted_seconds_count", **link) == 2
     assert value(engine, "caplai_message_answered_seconds_count", **link) == 2
     assert value(engine, "caplai_message_decided_seconds_bucket", le="+Inf") == 2
     assert value(engine, "caplai_link_binds", **link) == 1
@@ -129,8 +131,9 @@ def the_line_of_a_web_request_has_its_id(story):
 
 
 def no_phone_no_code_and_no_password_is_in_logs_or_metrics(story):
-    for secret in (CODE, PHONE, PHONE[2:], "84911222333", story["password"]):
-        assert secret not in story["raw"]
+    for secret in (CODE, PHONE, "84911222333"):
+        assert secret[-7:] not in story["raw"]
+    assert story["password"] not in story["raw"]
 
 
 def exported(text):
@@ -161,12 +164,13 @@ def test_a_database_that_goes_away_is_told_within_two_seconds_and_once_and_heals
     async def scenario():
         async with (
             Carrier() as carrier,
-            running(tmp_path, "engine", "web", smpp_port=carrier.port) as (
+            running(tmp_path, "engine", "web", smpp_port=carrier.port, CAPLAI_WEB_THREADS="2") as (
                 door,
                 engine,
                 web,
             ),
         ):
+            await carrier.until(lambda: carrier.binds, 40)
             await carrier.bound()
             await asyncio.gather(engine.ready(), web.ready())
             await door.shut()
@@ -188,8 +192,16 @@ def test_a_database_that_goes_away_is_told_within_two_seconds_and_once_and_heals
                 began = time.monotonic()
                 await process.get("/readyz", port=port)
                 assert time.monotonic() - began < 1.5
+            # People who sign in now hold every thread of the web server; its other port still answers.
+            cookie = {"Cookie": f"caplai_session={'x' * 32}"}
+            stuck = [asyncio.create_task(web.get("/", port=web.port, headers=cookie)) for _ in range(3)]
+            await asyncio.sleep(0.5)
+            assert not any(task.done() for task in stuck)
+            assert (await web.get("/readyz"))[0] == 503
+            assert (await web.get("/healthz"))[0] == 200
             await door.open()
-            await asyncio.gather(engine.ready(), web.ready())
+            await asyncio.gather(engine.ready(), web.ready(), *stuck, return_exceptions=True)
+            await web.ready(port=web.port)
         return engine, web
 
     engine, web = asyncio.run(scenario())
