@@ -387,7 +387,8 @@ class _Seen:
     def settled(self, batch: list[Settled]) -> None:
         """Tell what became of these, as the store has it now."""
         link = self._link
-        both = [(self._in_hand.pop(settled.id), settled) for settled in batch]
+        # A message may be settled twice: when a database that was away comes back after the lease has run out.
+        both = [(due, settled) for settled in batch if (due := self._in_hand.pop(settled.id, None))]
         for state, count in Counter(settled.state for settled in batch).items():
             metrics.settled.labels(link, state).inc(count)
         for status, count in Counter(settled.status for settled in batch).items():

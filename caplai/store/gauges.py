@@ -36,10 +36,21 @@ select (select count(*) from (select from inbox where outcome is null and error 
        coalesce((select (value->>'until')::timestamptz > now() from switch where name = 'guess_alarm'), false)
 """  # noqa: S608
 
+# Link after link by the index, so that a full one does not hide the others.
 _OUTBOX = f"""
-select link, count(*), greatest(extract(epoch from clock_timestamp() - min(due_at)), 0)::float
-from (select link, due_at from outbox where state in ('ready', 'claimed') order by link, due_at limit {BOUND}) x
-group by link
+with recursive links as (
+    (select link from outbox where state in ('ready', 'claimed') order by link limit 1)
+    union all
+    select (select o.link from outbox o where o.state in ('ready', 'claimed') and o.link > links.link
+            order by o.link limit 1)
+    from links where links.link is not null
+)
+select link,
+       (select count(*) from (select from outbox o where o.link = links.link and o.state in ('ready', 'claimed')
+                              limit {BOUND}) x),
+       (select greatest(extract(epoch from clock_timestamp() - o.due_at), 0) from outbox o
+        where o.link = links.link and o.state in ('ready', 'claimed') order by o.due_at limit 1)::float
+from links where link is not null
 """  # noqa: S608
 
 

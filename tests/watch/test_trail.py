@@ -5,6 +5,8 @@ import logging
 
 import pytest
 
+from caplai.channels.outbound import _Seen
+from caplai.store.queues import Settled
 from caplai.watch import trail
 from caplai.watch.logs import Json, Plain
 
@@ -65,4 +67,11 @@ def test_nothing_is_made_where_nobody_reads_it(caplog):
     caplog.set_level(logging.WARNING, "caplai.trail")
     trail.ACCEPTED.write(pytest.fail("it was asked for") for _ in range(1))
     trail.ACCEPTED.write([])
+    assert not caplog.records
+
+
+def test_a_reply_that_is_settled_a_second_time_is_no_trouble(caplog):
+    """It happens when the database was away for longer than a lease."""
+    caplog.set_level("INFO", "caplai.trail")
+    _Seen("viettel").settled([Settled(1, "sent", 0), Settled(1, "sent", 0)])
     assert not caplog.records
