@@ -74,6 +74,8 @@ class ReplyTo:
     destination: str
     ton: int | None = None
     npi: int | None = None
+    at_once: bool = False
+    """It goes in the answer to the request itself, so its row is written as sent."""
 
 
 @dataclass(slots=True, repr=False)
@@ -181,7 +183,7 @@ def reissue_inbox(conn: psycopg.Connection, rules: Rules, count: int) -> int:
         waiting = queues.claim_inbox(conn, count)
         claimed = time.monotonic()
         if waiting:
-            decisions = reissue(conn, [_request(message, rules) for message in waiting], rules)
+            decisions = reissue(conn, [request_of(message, rules) for message in waiting], rules)
     if waiting:
         _tell(waiting, decisions, time.monotonic() - claimed)
     return len(waiting)
@@ -213,7 +215,7 @@ def reissue_one_by_one(conn: psycopg.Connection, rules: Rules, count: int) -> in
                 conn.execute("set local lock_timeout = '200ms'")
                 for message in queues.claim_inbox(conn, 1, after=last):
                     last, claimed = message.id, time.monotonic()
-                    decided = reissue(conn, [_request(message, rules)], rules)
+                    decided = reissue(conn, [request_of(message, rules)], rules)
         except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled):
             continue
         except Exception as error:
@@ -245,7 +247,8 @@ def reissue(conn: psycopg.Connection, requests: Sequence[Request], rules: Rules)
     return decisions
 
 
-def _request(message: queues.Waiting, rules: Rules) -> Request:
+def request_of(message: queues.Waiting, rules: Rules) -> Request:
+    """What a message asks, and where its answer goes."""
     phone = msisdn.from_address(message.source, message.source_ton)
     link = message.link if message.link in rules.mt_links else rules.mt_link or message.link
     if phone is None:  # no number of a person: the answer goes back to just what it came from
@@ -430,17 +433,23 @@ def _write_replies(
                 to.destination,
                 to.ton,
                 to.npi,
+                queues.answer_name(request.inbox) if to.at_once and request.inbox else None,
             )
         )
     if not rows:
         return
     conn.execute(
         "insert into outbox (inbox_id, kind, wording, account, case_id, until, link, sender, destination,"
-        " destination_ton, destination_npi) select * from unnest(%s::bigint[], %s::text[], %s::int[], %s::text[],"
-        " %s::uuid[], %s::timestamptz[], %s::text[], %s::text[], %s::text[], %s::smallint[], %s::smallint[])",
-        _columns(rows, 11),
+        " destination_ton, destination_npi, message_id, state, attempts, settled_at)"
+        " select r.*, case when answer is null then 'ready' else 'sent' end, (answer is not null)::int,"
+        " case when answer is not null then now() end"
+        " from unnest(%s::bigint[], %s::text[], %s::int[], %s::text[], %s::uuid[], %s::timestamptz[], %s::text[],"
+        " %s::text[], %s::text[], %s::smallint[], %s::smallint[], %s::text[])"
+        " as r (inbox_id, kind, wording, account, case_id, until, link, sender, destination, ton, npi, answer)",
+        _columns(rows, 12),
     )
-    conn.execute(f"notify {queues.OUTBOX_CHANNEL}")
+    if any(row[-1] is None for row in rows):
+        conn.execute(f"notify {queues.OUTBOX_CHANNEL}")
 
 
 def _columns(rows: Sequence[tuple[Any, ...]], width: int) -> list[list[Any]]:

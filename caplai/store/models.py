@@ -244,6 +244,7 @@ class Segment(models.Model):
     """A part of a long message, kept until the others have come or the time is up."""
 
     link = Text()
+    request_id = Text(null=True, help_text="An aggregator's id of this part.")
     source = Text()
     destination = Text()
     reference = models.IntegerField()
@@ -266,7 +267,12 @@ class Segment(models.Model):
                 name="segment_once",
             )
         ]
-        indexes = [models.Index(fields=["received_at"], name="segment_received_at")]
+        indexes = [
+            models.Index(fields=["received_at"], name="segment_received_at"),
+            models.Index(
+                fields=["link", "request_id"], name="segment_request", condition=Q(request_id__isnull=False)
+            ),
+        ]
 
 
 class Wording(models.Model):
@@ -310,7 +316,10 @@ class Outbox(models.Model):
     claimed_by = Text(null=True)
     settled_at = models.DateTimeField(null=True)
     status = models.BigIntegerField(null=True, help_text="The last command_status of the SMSC.")
-    message_id = Text(null=True, help_text="The SMSC's, kept only where receipts are asked for.")
+    message_id = Text(
+        null=True,
+        help_text="The SMSC's, kept only where receipts are asked for; of a reply in an HTTP answer a name of ours.",
+    )
     receipt = Text(null=True, help_text="The receipt's state, raw.")
 
     class Meta:

@@ -264,14 +264,111 @@ def _joined(
     return joined
 
 
+# --- inbox, one request at a time: whoever asks waits for the answer -------------------------------
+
+_WAITING = (
+    "id, received_at, link, source, source_ton, source_npi, destination, text,"
+    " extract(epoch from clock_timestamp() - received_at)::float as waited"
+)
+
+
+def accept_request(
+    conn: psycopg.Connection, link: str, request_id: str | None, arrival: Arrival
+) -> tuple[Waiting, bool]:
+    """Store one message that a request brought, and say whether that is new.
+
+    The same `request_id` again is the same request, also while the first is still under way (it is waited for): then
+    the message comes back as it was stored, whatever `arrival` says. Needs a transaction.
+    """
+    values = {**_columns(link, None, [arrival], _TEXT_COLUMNS), "request": request_id}
+    with conn.cursor(row_factory=class_row(Waiting)) as cursor:
+        stored = cursor.execute(_INSERT_REQUEST, values).fetchone()
+    if stored is not None:
+        return stored, True
+    assert request_id is not None
+    known = find_request(conn, link, request_id)
+    assert known is not None
+    return known, False
+
+
+_INSERT_REQUEST = f"""
+insert into inbox (link, request_id, source, source_ton, source_npi, destination, coding, text)
+select %(link)s, %(request)s, source, source_ton, source_npi, destination, coding, text
+from unnest(%(source)s::text[], %(source_ton)s::smallint[], %(source_npi)s::smallint[], %(destination)s::text[],
+            %(coding)s::smallint[], %(text)s::text[])
+     as a (source, source_ton, source_npi, destination, coding, text)
+on conflict (link, request_id) where request_id is not null do nothing
+returning {_WAITING}
+"""  # noqa: S608
+
+
+def find_request(conn: psycopg.Connection, link: str, request_id: str) -> Waiting | None:
+    """The message that a request of `link` brought before."""
+    with conn.cursor(row_factory=class_row(Waiting)) as cursor:
+        return cursor.execute(
+            f"select {_WAITING} from inbox where link = %s and request_id = %s",  # noqa: S608
+            [link, request_id],
+        ).fetchone()
+
+
+def lock_parts(conn: psycopg.Connection, link: str, part: Arrival) -> None:
+    """Wait until nobody else stores parts of the same message; needs a transaction, and holds until it ends."""
+    name = f"{link}/{part.source}/{part.destination}/{part.reference}/{part.total}"
+    conn.execute("select pg_advisory_xact_lock(%s)", [named_lock(_ACCEPT, name)])
+
+
+def accept_part(
+    conn: psycopg.Connection, link: str, request_id: str | None, part: Arrival, join
+) -> Arrival | None:
+    """Store a part that a request brought; the whole message if this was the last one that it lacked.
+
+    Needs lock_parts(). `join` as for accept().
+    """
+    values = {**_columns(link, None, [part], _PART_COLUMNS), "session": None}
+    conn.execute(_INSERT_SEGMENTS, values)
+    which = {
+        "source": part.source,
+        "destination": part.destination,
+        "reference": part.reference,
+        "total": part.total,
+        "number": part.number,
+    }
+    if request_id is not None:
+        conn.execute(_NAME_PART, {"link": link, "request": request_id, **which})
+    joined = _joined(conn, join, _LINK + _THIS_SET, link=link, **which)
+    return joined[0] if joined else None
+
+
+_THIS_SET = (
+    " and source = %(source)s and destination = %(destination)s and reference = %(reference)s"
+    " and total = %(total)s"
+)
+_NAME_PART = f"""
+update segment set request_id = %(request)s
+where joined_at is null {_LINK} {_THIS_SET} and number = %(number)s and request_id is null
+"""  # noqa: S608
+
+
+def find_part(conn: psycopg.Connection, link: str, request_id: str) -> Arrival | None:
+    """The part that a request of `link` brought before (they are kept for ten minutes after they were joined)."""
+    row = conn.execute(
+        "select source, source_ton, source_npi, destination, coding, reference, total, number, payload"
+        " from segment where link = %s and request_id = %s",
+        [link, request_id],
+    ).fetchone()
+    if row is None:
+        return None
+    source, ton, npi, destination, coding, reference, total, number, payload = row
+    return Arrival(source, ton, npi, destination, coding, None, reference, total, number, bytes(payload))
+
+
 def claim_inbox(conn: psycopg.Connection, count: int, after: int = 0) -> list[Waiting]:
     """Up to `count` undecided messages in the order of arrival, after the id `after`, locked until the
     transaction ends.
     """
     with conn.cursor(row_factory=class_row(Waiting)) as cursor:
         return cursor.execute(
-            "select id, received_at, link, source, source_ton, source_npi, destination, text,"
-            " extract(epoch from clock_timestamp() - received_at)::float as waited from inbox"
+            f"select {_WAITING} from inbox"  # noqa: S608
             " where outcome is null and error is null and id > %s order by id limit %s for update skip locked",
             [after, count],
         ).fetchall()
@@ -300,7 +397,18 @@ def park(conn: psycopg.Connection, inbox_id: int, error: str) -> None:
 
 # --- outbox ----------------------------------------------------------------------------------------
 
-_CLAIM_OUTBOX = """
+_DUE = """
+select o.id, o.inbox_id, o.kind, o.link, o.sender, o.destination, o.destination_ton, o.destination_npi,
+       o.attempts, o.created_at,
+       w.text as wording, o.until, o.account, o.case_id, c.key, c.version, c.length, c.alphabet,
+       coalesce(c.ended_at is not null or c.expires_at <= now(), false) as dead,
+       extract(epoch from clock_timestamp() -
+           coalesce((select i.received_at from inbox i where i.id = o.inbox_id), o.created_at))::float as age
+from {rows} o join wording w on w.id = o.wording
+left join reissue_case c on c.account = o.account and c.id = o.case_id
+"""
+
+_CLAIM_OUTBOX = f"""
 with due as (
     select id from outbox where link = %(link)s and state in ('ready', 'claimed') and due_at <= now()
     order by due_at limit %(count)s for update skip locked
@@ -309,16 +417,9 @@ with due as (
     from due where outbox.id = due.id
     returning outbox.*
 )
-select o.id, o.inbox_id, o.kind, o.link, o.sender, o.destination, o.destination_ton, o.destination_npi,
-       o.attempts, o.created_at,
-       w.text as wording, o.until, o.account, o.case_id, c.key, c.version, c.length, c.alphabet,
-       coalesce(c.ended_at is not null or c.expires_at <= now(), false) as dead,
-       extract(epoch from clock_timestamp() -
-           coalesce((select i.received_at from inbox i where i.id = o.inbox_id), o.created_at))::float as age
-from claimed o join wording w on w.id = o.wording
-left join reissue_case c on c.account = o.account and c.id = o.case_id
+{_DUE.format(rows="claimed")}
 order by o.id
-"""
+"""  # noqa: S608
 
 
 def claim_outbox(conn: psycopg.Connection, link: str, engine: str, count: int, lease: timedelta) -> list[Due]:
@@ -327,6 +428,20 @@ def claim_outbox(conn: psycopg.Connection, link: str, engine: str, count: int, l
         return cursor.execute(
             _CLAIM_OUTBOX, {"link": link, "engine": engine, "count": count, "lease": lease}
         ).fetchall()
+
+
+def answer_name(inbox_id: int) -> str:
+    """The `message_id` of a reply that went in the answer to its request: by it the reply is found again."""
+    return f"answer:{inbox_id}"
+
+
+def find_answer(conn: psycopg.Connection, link: str, inbox_id: int) -> Due | None:
+    """The reply that answered a request of `link` in its body; None where there was silence."""
+    with conn.cursor(row_factory=class_row(Due)) as cursor:
+        return cursor.execute(
+            _DUE.format(rows="outbox") + " where o.link = %s and o.message_id = %s",
+            [link, answer_name(inbox_id)],
+        ).fetchone()
 
 
 _SETTLE_OUTBOX = """
