@@ -145,7 +145,7 @@ def up() -> None:
             children.start("web", environment={"CAPLAI_PORT": str(port)})
             children.wait_for_port(config.address, port, 60)
             click.echo(f"caplai is up: {config.public_url or processes.url(config.address, port)}")
-            if not config.links:
+            if not config.links and not config.aggregators:
                 click.echo(
                     "No links to carriers are configured: no SMS will come. See docs/configuration.md."
                 )

@@ -26,6 +26,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from caplai.channels.aggregators import Aggregator
 from caplai.channels.links import Link
 from caplai.domain.grammar import Grammar
 from caplai.domain.issuing import DIGITS, LETTERS, guessable
@@ -270,6 +271,9 @@ class Config(BaseSettings):
     log: LogSettings = Field(default_factory=LogSettings)
     watch: WatchSettings = Field(default_factory=WatchSettings)
     links: list[Link] = Field([], description="The links to the carriers, each a `[[links]]` table.")
+    aggregators: list[Aggregator] = Field(
+        [], description="Those who bring messages by HTTP, each an `[[aggregators]]` table."
+    )
 
     @field_validator("trusted_proxies")
     @classmethod
@@ -298,9 +302,9 @@ class Config(BaseSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
-        names = [link.name for link in self.links]
+        names = [link.name for link in self.links] + [aggregator.name for aggregator in self.aggregators]
         if len(set(names)) != len(names):
-            raise ValueError("links: two of them have the same name")
+            raise ValueError("links: two of them (or of the aggregators) have the same name")
         if self.service.mt_link is not None and self.service.mt_link not in names:
             raise ValueError(f"service.mt_link names no link: {self.service.mt_link}")
         try:
@@ -318,6 +322,12 @@ class Config(BaseSettings):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    @property
+    def senders(self) -> list[str]:
+        """The names of the links and aggregators that messages can be sent by, links first."""
+        links = [link.name for link in self.links if "mt" in link.use]
+        return links + [aggregator.name for aggregator in self.aggregators if aggregator.send]
 
     @property
     def keyring_file(self) -> Path:

@@ -11,19 +11,19 @@ import psycopg
 from prometheus_client.core import Metric
 
 from caplai import __version__
+from caplai.channels.aggregator_out import AggregatorOut
 from caplai.channels.esme import Esme
 from caplai.config import Config
-from caplai.domain.policy import ERRORS, Outcome
-from caplai.domain.replies import prepare
 from caplai.health import Health, listener
 from caplai.service.presence import Presence
-from caplai.service.reissue import Form, Rules, reissue_inbox, reissue_one_by_one
+from caplai.service.reissue import Rules, reissue_inbox, reissue_one_by_one
 from caplai.store import queues
 from caplai.store.db import DatabaseThreads, conninfo, is_at_fault_itself
 from caplai.store.gauges import BOUND, Depths, look
 from caplai.store.keyring import KINDS, KeyringError, Keys
 from caplai.store.leases import Leases
 from caplai.watch.metrics import gauge
+from caplai.wiring import reissue_rules
 
 log = logging.getLogger(__name__)
 
@@ -34,41 +34,8 @@ SCRAPE = 1.5
 """Seconds that a scrape waits for the database."""
 
 
-def reissue_rules(config: Config, keyring: Keys, conn: psycopg.Connection) -> Rules:
-    """What the re-issue needs of the configuration; its wordings are interned in the store."""
-    texts = config.reply_texts
-    wordings = {
-        (outcome, short_code): prepare(
-            getattr(texts, str(outcome)),
-            keyword=config.service.keyword,
-            command=config.service.command,
-            short_code=short_code,
-            portal=config.service.portal,
-        )
-        for outcome in {Outcome.ISSUED, *ERRORS}
-        for short_code in config.service.short_codes
-    }
-    ids = queues.intern(conn, wordings.values())
-    senders = [link.name for link in config.links if "mt" in link.use]
-    password = config.password
-    return Rules(
-        grammar=config.grammar,
-        limits=config.policy_limits,
-        form=Form(password.length, password.alphabet),
-        long_form=Form(password.long_length, password.long_alphabet),
-        lifetime=password.lifetime,
-        guesses=config.signin.guesses,
-        guess_window=config.signin.guess_window,
-        keyring=lambda: keyring.ring("issuing"),
-        wordings={key: ids[text] for key, text in wordings.items()},
-        short_code=config.service.short_codes[0],
-        mt_links=frozenset(senders),
-        mt_link=config.service.mt_link or next(iter(senders), None),
-    )
-
-
 class Engine:
-    """All links of the configuration, and the deciding between their inbox and outbox."""
+    """All links and aggregators of the configuration, and the deciding between their inbox and outbox."""
 
     def __init__(self, config: Config, keyring: Keys) -> None:
         self.config = config
@@ -83,7 +50,9 @@ class Engine:
         )
         self.name = self.presence.name
         # Two threads more than deciders: accepting must not wait for deciding.
-        self.database = DatabaseThreads(config.engine_workers + len(config.links) + 2)
+        self.database = DatabaseThreads(
+            config.engine_workers + len(config.links) + len(config.aggregators) + 2
+        )
         self.leases = Leases()
         self._work = asyncio.Event()
         self._stopping = False
@@ -94,6 +63,11 @@ class Engine:
             Esme(link, self.database, self.leases, lambda: keyring.ring("issuing"), self.name, self._work.set)
             for link in config.links
         ]
+        self.aggregators = [
+            AggregatorOut(aggregator, self.database, lambda: keyring.ring("issuing"), self.name)
+            for aggregator in config.aggregators
+        ]
+        self.ways: list[Esme | AggregatorOut] = [*self.esmes, *self.aggregators]
 
     async def run(self) -> None:
         """Run until SIGTERM or SIGINT; then finish what is in the windows and unbind.
@@ -123,6 +97,10 @@ class Engine:
             asyncio.create_task(self._run_link(esme), name=f"link {esme.link.name}") for esme in self.esmes
         ]
         self._tasks += [
+            asyncio.create_task(out.run(), name=f"aggregator {out.aggregator.name}")
+            for out in self.aggregators
+        ]
+        self._tasks += [
             asyncio.create_task(self._decide(rules), name=f"decider {n}")
             for n in range(self.config.engine_workers)
         ]
@@ -139,7 +117,7 @@ class Engine:
 
     async def stop(self) -> None:
         self._stopping = True
-        await asyncio.gather(*(esme.stop() for esme in self.esmes))
+        await asyncio.gather(*(way.stop() for way in self.ways))
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -158,6 +136,7 @@ class Engine:
             return bool(self.keyring.missing())
         except KeyringError:
             return True
+
     # --- to be seen ---
 
     def problems(self) -> list[str]:
@@ -273,8 +252,8 @@ class Engine:
         self._undecided = error is not None
 
     def _wake_links(self) -> None:
-        for esme in self.esmes:
-            esme.wake()
+        for way in self.ways:
+            way.wake()
 
     async def _listen(self) -> None:
         """Be woken by what other processes store; the polls are the safety net."""

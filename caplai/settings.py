@@ -44,6 +44,7 @@ MIDDLEWARE = [
     "caplai.signin.outage.Outage",
     "caplai.signin.middleware.TrustedProxy",
     "caplai.watch.http.Requests",
+    "caplai.wiring.aggregators",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "caplai.signin.middleware.Headers",

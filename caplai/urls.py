@@ -1,4 +1,7 @@
-"""The site: every page belongs to a room, which lists its own."""
+"""The site: every page belongs to a room, which lists its own.
+
+Not here is what needs nothing that pages need: the door for aggregators (`/sms/`, caplai/wiring.py).
+"""
 
 from django.urls import include, path
 

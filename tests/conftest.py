@@ -7,10 +7,10 @@ import psycopg
 import pytest
 from django.conf import settings
 
-from caplai.engine import reissue_rules
 from caplai.service.reissue import Rules
 from caplai.store.db import connect
 from caplai.store.models import Account
+from caplai.wiring import reissue_rules
 
 
 @pytest.hookimpl(wrapper=True)

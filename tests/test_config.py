@@ -35,6 +35,20 @@ short_codes = ["8079"]
 """
 
 
+AGGREGATOR = """
+[[aggregators]]
+name = "vnpt"
+format = "kannel"
+secrets = ["aaaaaaaaaaaaaaaa"]
+"""
+SEND = """
+[aggregators.send]
+url = "http://127.0.0.1:13013/cgi-bin/sendsms"
+username = "caplai"
+secret = "hush"
+"""
+
+
 def test_the_documented_example_is_understood(file):
     file('[service]\nkeyword = "BH"\nshort_codes = ["8079"]\n' + LINK)
     config = load()
@@ -64,7 +78,19 @@ def test_the_environment_goes_over_the_file(file, monkeypatch):
         ("[password]\nlifetime = 60", "password.lifetime: must be between ten minutes and 72 hours"),
         ("public_url = 'example.vn'", "public_url: must start with http:// or https://"),
         ("[service]\nmt_link = 'b'" + LINK, "service.mt_link names no link: b"),
-        (LINK + LINK, "two of them have the same name"),
+        (LINK + LINK, "two of them (or of the aggregators) have the same name"),
+        (LINK + AGGREGATOR.replace("vnpt", "viettel"), "two of them (or of the aggregators)"),
+        (AGGREGATOR.replace('["aaaaaaaaaaaaaaaa"]', "[]"), "aggregators.0.secrets"),
+        (AGGREGATOR.replace("secrets", "networks"), "aggregators.0.secrets: Field required"),
+        (AGGREGATOR.replace("aaaaaaaaaaaaaaaa", "short"), "has fewer than 16 characters"),
+        (AGGREGATOR.replace("aaaaaaaaaaaaaaaa", "a&b=c d?aaaaaaaaa"), "would need encoding in a URL"),
+        (AGGREGATOR.replace("kannel", "json"), "has fewer than 32 characters"),
+        (AGGREGATOR + 'reply = "send"', "no send URL"),
+        (AGGREGATOR + 'networks = ["10.0.0.0/99"]', "aggregators.0.networks"),
+        (AGGREGATOR + 'charset = "rot13"', "aggregators.0.charset: is not known"),
+        (AGGREGATOR + SEND.replace('"caplai"', '""'), "send.username of vnpt is empty"),
+        (AGGREGATOR + SEND.replace("http://", "http://caplai:hush@"), "must have no user, password"),
+        (AGGREGATOR + SEND.replace("http://", "ftp://"), "must be a URL such as"),
         ("[texts]\nissued = 'Mật khẩu {password} {code}'", "issued"),
         ("[texts]\nissued = 'mat khau'", "issued"),
         ("trusted_proxies = ['10.0.0.0/99']", "trusted_proxies"),
@@ -147,13 +173,25 @@ def test_a_keyring_is_a_file_or_a_folder(file, tmp_path):
 
 
 def test_secrets_do_not_show(file):
-    file("database_url = 'postgresql://u:hush@h/d'" + LINK)
+    file("database_url = 'postgresql://u:hush@h/d'" + LINK + AGGREGATOR + SEND)
     assert "hush" not in repr(load())
-    assert "secret" not in repr(load())
+    assert "'secret'" not in repr(load())
+    assert "aaaa" not in repr(load())
+
+
+def test_an_aggregator_with_a_send_url_is_a_way_to_phones(file):
+    file(AGGREGATOR + SEND + AGGREGATOR.replace("vnpt", "other"))
+    assert load().senders == ["vnpt"]
+    file(AGGREGATOR + SEND + LINK + '[service]\nmt_link = "vnpt"')
+    assert (load().senders, load().service.mt_link) == (["viettel", "vnpt"], "vnpt")
 
 
 def test_a_wrong_secret_is_not_repeated(file):
     file(LINK.replace('"secret"', "12345678"))
+    with pytest.raises(ConfigError) as error:
+        load()
+    assert "12345678" not in str(error.value)
+    file(AGGREGATOR.replace("aaaaaaaaaaaaaaaa", "12345678"))
     with pytest.raises(ConfigError) as error:
         load()
     assert "12345678" not in str(error.value)

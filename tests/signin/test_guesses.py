@@ -18,7 +18,6 @@ from django.utils import timezone
 
 from caplai.domain.grammar import Reissue
 from caplai.domain.issuing import DIGITS, LETTERS, Keyring
-from caplai.engine import reissue_rules
 from caplai.service import credentials
 from caplai.service.credentials import Outcome
 from caplai.service.reissue import ReplyTo, Request, reissue
@@ -26,6 +25,7 @@ from caplai.signin.backend import rules as configured
 from caplai.store.db import connect
 from caplai.store.keyring import Agreed, Token
 from caplai.store.models import Account, Case, Device, Event, Guess, Login, Switch
+from caplai.wiring import reissue_rules
 from tests.signin.conftest import CHOSEN, App, sign_in, wrong
 
 NETWORK = "198.51.100.7"

@@ -1,0 +1,71 @@
+"""What the engine and the web server both need put together: the rules of the re-issue, and who may ask by HTTP."""
+
+import functools
+from collections.abc import Callable
+
+import psycopg
+from django.conf import settings
+from django.db import connection
+from django.http import HttpRequest, HttpResponse
+
+from caplai.channels import aggregator_in
+from caplai.config import Config
+from caplai.domain.policy import ERRORS, Outcome
+from caplai.domain.replies import prepare
+from caplai.service.reissue import Form, Rules
+from caplai.store import queues
+from caplai.store.keyring import KeyringFile
+
+
+def reissue_rules(config: Config, keyring: KeyringFile, conn: psycopg.Connection) -> Rules:
+    """What the re-issue needs of the configuration; its wordings are interned in the store."""
+    texts = config.reply_texts
+    wordings = {
+        (outcome, short_code): prepare(
+            getattr(texts, str(outcome)),
+            keyword=config.service.keyword,
+            command=config.service.command,
+            short_code=short_code,
+            portal=config.service.portal,
+        )
+        for outcome in {Outcome.ISSUED, *ERRORS}
+        for short_code in config.service.short_codes
+    }
+    ids = queues.intern(conn, wordings.values())
+    password = config.password
+    return Rules(
+        grammar=config.grammar,
+        limits=config.policy_limits,
+        form=Form(password.length, password.alphabet),
+        long_form=Form(password.long_length, password.long_alphabet),
+        lifetime=password.lifetime,
+        guesses=config.signin.guesses,
+        guess_window=config.signin.guess_window,
+        keyring=lambda: keyring.ring("issuing"),
+        wordings={key: ids[text] for key, text in wordings.items()},
+        short_code=config.service.short_codes[0],
+        mt_links=frozenset(config.senders),
+        mt_link=config.service.mt_link or next(iter(config.senders), None),
+    )
+
+
+@functools.cache
+def _web_rules() -> Rules:
+    connection.ensure_connection()
+    return reissue_rules(settings.CAPLAI, settings.KEYRING, connection.connection)
+
+
+def aggregators(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
+    """Django middleware: the door for aggregators, in front of all that pages need.
+
+    No session, cookie, CSRF token, language or redirect is theirs, and they may call this host by any name.
+    """
+    config = settings.CAPLAI
+    https = (config.public_url or "").startswith("https://")
+    door = aggregator_in.Door(config.aggregators, _web_rules, insists_on_https=https)
+
+    def answer(request: HttpRequest) -> HttpResponse:
+        theirs = config.aggregators and request.path_info.startswith(aggregator_in.PREFIX)
+        return door(request) if theirs else get_response(request)
+
+    return answer
