@@ -2,7 +2,6 @@
 
 import json
 import logging
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
@@ -10,92 +9,16 @@ from urllib.parse import quote, urlencode
 
 import pytest
 from django import db
-from django.core.servers.basehttp import ThreadedWSGIServer, WSGIRequestHandler
-from django.core.wsgi import get_wsgi_application
 
 from caplai import wiring
-from caplai.channels.aggregator_in import SIGNATURE_HEADER, TIMESTAMP_HEADER, sign
-from caplai.channels.aggregators import Aggregator
+from caplai.channels.aggregator_in import sign
 from caplai.logs import Formatter
 from caplai.service.operate import switch_service
 from caplai.store.keyring import KeyringFile
 from caplai.store.models import Account, Case, Inbox, Outbox, Segment
+from tests.channels.site import JSON, KANNEL, KEY, LAN, NEXT_KEY, PHONE, SECRET, kannel_url, serve
 
-LAN, PHONE = "0123456789", "84327000686"
-SECRET = "k" * 16
-KEY, NEXT_KEY = "j" * 32, "n" * 32
-KANNEL = {"name": "vnpt", "format": "kannel", "secrets": [SECRET]}
-JSON = {"name": "fpt", "format": "json", "secrets": [KEY, NEXT_KEY]}
-
-
-class _Quiet(WSGIRequestHandler):
-    def log_message(self, *_):
-        pass
-
-
-class Site:
-    """Our web application on a port of its own; `kannel` and `json` ask as the aggregators do."""
-
-    def __init__(self, port):
-        self.port = port
-
-    def ask(self, method, path, body=None, headers=None):
-        """Status, headers and body of an answer."""
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=20)
-        try:
-            connection.request(method, path, body, headers or {})
-            answer = connection.getresponse()
-            return answer.status, answer.headers, answer.read().decode()
-        finally:
-            connection.close()
-
-    def kannel(self, text="BH MK " + LAN, name="vnpt", secret=SECRET, raw="", **parameters):
-        """The body of the answer, which must be 200; `raw` is appended to the query as it is."""
-        status, _, body = self.ask("GET", kannel_url(text, name, secret, raw, **parameters))
-        assert status == 200, (status, body)
-        return body
-
-    def json(self, values, key=KEY, at=None, signature=None, name="fpt"):
-        """Status and body, read, of a signed request."""
-        body = values if isinstance(values, bytes) else json.dumps(values).encode()
-        timestamp = str(int(time.time() if at is None else at))
-        signature = signature or "sha256=" + sign(key, timestamp, body)
-        headers = {
-            "Content-Type": "application/json",
-            TIMESTAMP_HEADER: timestamp,
-            SIGNATURE_HEADER: signature,
-        }
-        status, answered, text = self.ask("POST", f"/sms/{name}", body, headers)
-        return status, json.loads(text) if answered["Content-Type"] == "application/json" else text
-
-
-def kannel_url(text="BH MK " + LAN, name="vnpt", secret=SECRET, raw="", **parameters):
-    query = {"from": "+" + PHONE, "to": "8079", "secret": secret, "text": text} | parameters
-    return f"/sms/{name}?" + urlencode({k: v for k, v in query.items() if v is not None}) + raw
-
-
-@pytest.fixture
-def serve(transactional_db, settings, monkeypatch):
-    """Start our site with these aggregators (and other settings)."""
-    servers = []
-    wiring._web_rules.cache_clear()  # the wordings of another test are gone
-
-    def start(*aggregators, **others):
-        update = {"aggregators": [Aggregator.model_validate(each) for each in aggregators], **others}
-        settings.CAPLAI = settings.CAPLAI.model_copy(update=update)
-        server = ThreadedWSGIServer(("127.0.0.1", 0), _Quiet, connections_override=None)
-        server.set_app(get_wsgi_application())
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        servers.append((server, thread))
-        return Site(server.server_port)
-
-    yield start
-    for server, thread in servers:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-    wiring._web_rules.cache_clear()
+__all__ = ["serve"]  # a fixture
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Debian's Kannel (bearerbox and smsbox) as an ESME, driven from a test."""
+"""Debian's Kannel (bearerbox and smsbox) as an ESME and as an aggregator, driven from a test."""
 
 import asyncio
 import os
@@ -23,6 +23,9 @@ needs_kannel = pytest.mark.skipif(
     reason="needs Kannel: apt-get install kannel",
 )
 
+FAKESMSC = Path("/usr/lib/kannel/test/fakesmsc")
+"""Of kannel-extras: a carrier of the simplest kind, and its phones."""
+
 # A blank line ends a group; a comment or a key after it would belong to none.
 CONFIGURATION = """
 group = core
@@ -32,17 +35,18 @@ admin-password = test
 smsbox-port = {boxes}
 smsbox-interface = 127.0.0.1
 box-allow-ip = 127.0.0.1
+{core}
 
 {binds}
 group = smsbox
 bearerbox-host = 127.0.0.1
 sendsms-port = {sendsms}
 sendsms-interface = 127.0.0.1
+http-request-retry = 60
+http-queue-delay = 1
 
 group = sms-service
-keyword = bh
-catch-all = true
-text = "{reply}"
+{service}
 max-messages = 9
 concatenation = true
 
@@ -67,6 +71,14 @@ enquire-link-interval = 1
 reconnect-delay = 1
 """
 
+FAKE = """
+group = smsc
+smsc = fake
+smsc-id = fake
+port = {port}
+connect-allow-ip = 127.0.0.1
+"""
+
 _GOING = re.compile(r"\[(\d+)\] DEBUG: SMPP\[simulator\]: (Got|Sending) ")
 _WHAT = re.compile(r"\[(\d+)\] DEBUG: +type_name: (\w+)")
 
@@ -74,21 +86,41 @@ _WHAT = re.compile(r"\[(\d+)\] DEBUG: +type_name: (\w+)")
 class Kannel:
     """`async with Kannel(folder, port) as kannel:` both boxes, connected to the SMSC on `port`.
 
-    It answers whatever begins with BH by `reply`, where `%a` is the text it was sent (percent-encoded).
-    `pair` makes it bind as a transmitter and a receiver.
+    It answers whatever begins with BH by `reply`, where `%a` is the text it was sent (percent-encoded), or does
+    as the lines of `service` say. `pair` makes it bind as a transmitter and a receiver; `fake` makes `port` that of
+    Kannel's own fake SMSC. `core` are lines for the group of that name.
     """
 
     def __init__(
-        self, folder: Path, port: int, *, reply: str = "", password: str = "secret", pair: bool = False
+        self,
+        folder: Path,
+        port: int,
+        *,
+        reply: str = "",
+        service: str = "",
+        core: str = "",
+        password: str = "secret",
+        pair: bool = False,
+        fake: bool = False,
     ) -> None:
         admin, boxes, self._sendsms = free_ports(3)
         self._boxes = boxes
+        self.sendsms_url = f"http://127.0.0.1:{self._sendsms}/cgi-bin/sendsms"
         pairs = [f"port = {port}", f"receive-port = {port}"]
         which = pairs if pair else [f"port = {port}\ntransceiver-mode = true"]
         binds = "".join(BIND.format(which=each, password=password) for each in which)
+        if fake:
+            binds = FAKE.format(port=port)
         self._file = folder / "kannel.conf"
         self._file.write_text(
-            CONFIGURATION.format(admin=admin, boxes=boxes, sendsms=self._sendsms, binds=binds, reply=reply)
+            CONFIGURATION.format(
+                admin=admin,
+                boxes=boxes,
+                sendsms=self._sendsms,
+                binds=binds,
+                core=core,
+                service=service or f'keyword = bh\ncatch-all = true\ntext = "{reply}"',
+            )
         )
         self.log: list[str] = []
         self._going: dict[str, str] = {}
@@ -132,7 +164,7 @@ class Kannel:
         query = urlencode({"username": "test", "password": "test", "to": to, "text": text, **options})
         async with (
             aiohttp.ClientSession() as client,
-            client.get(f"http://127.0.0.1:{self._sendsms}/cgi-bin/sendsms?{query}") as answer,
+            client.get(f"{self.sendsms_url}?{query}") as answer,
         ):
             assert answer.status == 202, await answer.text()
 
@@ -177,6 +209,58 @@ class Kannel:
             self._going[going[1]] = going[2]
         elif (what := _WHAT.search(line)) and what[1] in self._going:
             self._pdus.add((self._going.pop(what[1]), what[2]))
+
+
+class Fakesmsc:
+    """`async with Fakesmsc(port) as carrier:` Kannel's fakesmsc, connected to a bearerbox's fake SMSC."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self.got: list[str] = []
+        self._sent = 0
+        self._news = asyncio.Condition()
+
+    async def __aenter__(self) -> "Fakesmsc":
+        self._process = await asyncio.create_subprocess_exec(
+            *(str(FAKESMSC), "-H", "127.0.0.1", "-r", str(self._port)),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        self._reader = asyncio.create_task(self._read())
+        return self
+
+    async def __aexit__(self, *_: Any) -> None:
+        if self._process.returncode is None:
+            self._process.kill()
+        await self._process.wait()
+        await self._reader
+
+    async def send(self, line: str) -> None:
+        """A message from a phone: `FROM TO text …`, `FROM TO data …` or `FROM TO udh UDH …`, percent-encoded."""
+        assert self._process.stdin
+        sent = self._sent
+        self._process.stdin.write(line.encode() + b"\n")
+        # Lines that come together would stay in its buffer.
+        await self._until(lambda: self._sent > sent)
+
+    async def replies(self, count: int) -> list[str]:
+        """Wait for so many messages to phones; all of them, as `FROM TO text …`."""
+        await self._until(lambda: len(self.got) >= count)
+        return self.got
+
+    async def _until(self, happened: Callable[[], bool]) -> None:
+        async with asyncio.timeout(WAIT), self._news:
+            await self._news.wait_for(happened)
+
+    async def _read(self) -> None:
+        assert self._process.stderr
+        while line := (await self._process.stderr.readline()).decode(errors="replace"):
+            async with self._news:
+                if found := re.search(r"Got message \d+: <(.*)>", line):
+                    self.got.append(found[1])
+                self._sent += "fakesmsc: sent message" in line
+                self._news.notify_all()
 
 
 def free_ports(count: int) -> list[int]:
