@@ -14,10 +14,10 @@ from caplai.domain.policy import ERRORS, Outcome
 from caplai.domain.replies import prepare
 from caplai.service.reissue import Form, Rules
 from caplai.store import queues
-from caplai.store.keyring import KeyringFile
+from caplai.store.keyring import Keys
 
 
-def reissue_rules(config: Config, keyring: KeyringFile, conn: psycopg.Connection) -> Rules:
+def reissue_rules(config: Config, keyring: Keys, conn: psycopg.Connection) -> Rules:
     """What the re-issue needs of the configuration; its wordings are interned in the store."""
     texts = config.reply_texts
     wordings = {

@@ -75,6 +75,7 @@ class Door:
             # Django would log the path, in which there may be a secret.
             log.exception("aggregator %s: a request cannot be answered", name)
             response = HttpResponse(status=500)
+        response["Content-Length"] = str(len(response.content))
         response["Cache-Control"] = "no-store"
         response["X-Content-Type-Options"] = "nosniff"
         response._has_been_logged = True

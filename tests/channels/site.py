@@ -1,18 +1,24 @@
 """Our web application as aggregators meet it, on a port of its own."""
 
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
+from contextlib import contextmanager
 from http.client import HTTPConnection
 from urllib.parse import urlencode
 
 import pytest
+from django.conf import settings
 from django.core.servers.basehttp import ThreadedWSGIServer, WSGIRequestHandler
 from django.core.wsgi import get_wsgi_application
 
-from caplai import wiring
+from caplai import processes, wiring
 from caplai.channels.aggregator_in import SIGNATURE_HEADER, TIMESTAMP_HEADER, sign
 from caplai.channels.aggregators import Aggregator
+from caplai.store.db import conninfo
 
 LAN, PHONE = "0123456789", "84327000686"
 SECRET = "k" * 16
@@ -62,9 +68,34 @@ class Site:
         return status, json.loads(text) if answered["Content-Type"] == "application/json" else text
 
 
+def part(number, total=2, reference=0x11):
+    """The user data header of a part."""
+    return bytes([5, 0, 3, reference, total, number])
+
+
 def kannel_url(text="BH MK " + LAN, name="vnpt", secret=SECRET, raw="", **parameters):
     query = {"from": "+" + PHONE, "to": "8079", "secret": secret, "text": text} | parameters
     return f"/sms/{name}?" + urlencode({k: v for k, v in query.items() if v is not None}) + raw
+
+
+@contextmanager
+def web_process(*aggregators, port=0):
+    """`caplai web`, a process of its own, on the test's database."""
+    port = processes.free_port("127.0.0.1", port)
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("CAPLAI_")},
+        "CAPLAI_DATABASE_URL": conninfo(),
+        "CAPLAI_DATA_DIR": str(settings.CAPLAI.data_dir),
+        "CAPLAI_PORT": str(port),
+        "CAPLAI_AGGREGATORS": json.dumps(aggregators),
+    }
+    process = subprocess.Popen([sys.executable, "-m", "caplai", "web", "--quiet"], env=environment)
+    try:
+        assert processes.wait_for_port("127.0.0.1", port, 20)
+        yield Site(port)
+    finally:
+        process.terminate()
+        process.wait(20)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from caplai.logs import Formatter
 from caplai.service.operate import switch_service
 from caplai.store.keyring import KeyringFile
 from caplai.store.models import Account, Case, Inbox, Outbox, Segment
-from tests.channels.site import JSON, KANNEL, KEY, LAN, NEXT_KEY, PHONE, SECRET, kannel_url, serve
+from tests.channels.site import JSON, KANNEL, KEY, LAN, NEXT_KEY, PHONE, SECRET, kannel_url, part, serve
 
 __all__ = ["serve"]  # a fixture
 
@@ -109,10 +109,6 @@ def test_silence_is_an_empty_answer(site):
     assert (status, body) == (200, "")
     assert outcomes() == ["other_agency"]
     assert Outbox.objects.count() == 0
-
-
-def part(number, total=2, reference=0x11):
-    return bytes([5, 0, 3, reference, total, number])
 
 
 @pytest.mark.parametrize(("order", "hexadecimal"), [((1, 2), False), ((2, 1), True)])

@@ -47,8 +47,6 @@ http-queue-delay = 1
 
 group = sms-service
 {service}
-max-messages = 9
-concatenation = true
 
 group = sendsms-user
 username = test
@@ -70,6 +68,12 @@ system-type = ""
 enquire-link-interval = 1
 reconnect-delay = 1
 """
+
+REPLY = """keyword = bh
+catch-all = true
+text = "{reply}"
+max-messages = 9
+concatenation = true"""
 
 FAKE = """
 group = smsc
@@ -119,7 +123,7 @@ class Kannel:
                 sendsms=self._sendsms,
                 binds=binds,
                 core=core,
-                service=service or f'keyword = bh\ncatch-all = true\ntext = "{reply}"',
+                service=service or REPLY.format(reply=reply),
             )
         )
         self.log: list[str] = []

@@ -1,21 +1,16 @@
 """Debian's Kannel (1.4.5) as the aggregator: a carrier, bearerbox, smsbox, our door, and the reply at the phone."""
 
 import asyncio
-import json
-import os
-import subprocess
-import sys
-from contextlib import asynccontextmanager
+import re
+from pathlib import Path
 
 import pytest
 from django.conf import settings
 
-from caplai import processes
 from caplai.channels.aggregators import Aggregator
 from caplai.engine import Engine
 from caplai.simulator import Simulator
-from caplai.store.db import conninfo
-from tests.channels.site import KANNEL, LAN, PHONE, SECRET, serve
+from tests.channels.site import KANNEL, LAN, PHONE, SECRET, serve, web_process
 from tests.peers.kannel import FAKESMSC, Fakesmsc, Kannel, free_ports, needs_kannel
 
 __all__ = ["serve"]  # a fixture
@@ -23,36 +18,15 @@ __all__ = ["serve"]  # a fixture
 pytestmark = [pytest.mark.peer, needs_kannel]
 
 REPLY = f"Cap lai mat khau thanh cong. Tai khoan: {LAN}/Mat khau: "
-# As docs/aggregators.md has it.
-SERVICE = """keyword = default
-omit-empty = true
-{kind} = "http://127.0.0.1:{port}/sms/vnpt?secret={secret}&from=%p&to=%P&smsc=%i&id=%I&ts=%T&coding=%c&charset=%C&udh=%u{text}"
-"""
+PAGE = Path(__file__).parent.parent.parent / "docs" / "aggregators.md"
 
 
 def service(port, *, post=False):
-    """The lines of Kannel's group that ask us."""
-    kind, text = ("post-url", "") if post else ("get-url", "&text=%b")
-    return SERVICE.format(kind=kind, port=port, secret=SECRET, text=text).rstrip()
-
-
-@asynccontextmanager
-async def web_process(port):
-    """`caplai web`, a process of its own, on the test's database."""
-    environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("CAPLAI_")},
-        "CAPLAI_DATABASE_URL": conninfo(),
-        "CAPLAI_DATA_DIR": str(settings.CAPLAI.data_dir),
-        "CAPLAI_PORT": str(port),
-        "CAPLAI_AGGREGATORS": json.dumps([KANNEL]),
-    }
-    process = subprocess.Popen([sys.executable, "-m", "caplai", "web", "--quiet"], env=environment)
-    try:
-        assert await asyncio.to_thread(processes.wait_for_port, "127.0.0.1", port, 20)
-        yield
-    finally:
-        process.terminate()
-        process.wait(20)
+    """The lines of the group that asks us, as the integrator's page has them."""
+    [documented] = re.findall(r"group = sms-service\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
+    lines = documented.strip().replace("127.0.0.1:8000", f"127.0.0.1:{port}")
+    lines = re.sub(r"secret=\w+", f"secret={SECRET}", lines)
+    return lines.replace("get-url", "post-url").replace("&text=%b", "") if post else lines
 
 
 @pytest.mark.skipif(not FAKESMSC.exists(), reason="needs fakesmsc: apt-get install kannel-extras")
@@ -63,7 +37,7 @@ def test_texts_are_answered_by_way_of_kannel(tmp_path, conn, lan):
             # Our web server is not even there yet: smsbox asks again, with the same id.
             await carrier.send(f"+{PHONE} 8079 text BH MK {LAN}")
             await asyncio.sleep(0.5)
-            async with web_process(port):
+            with web_process(KANNEL, port=port):
                 [reply] = await carrier.replies(1)
                 assert reply.startswith(f"8079 +{PHONE} text {REPLY}")
 
