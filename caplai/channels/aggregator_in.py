@@ -109,6 +109,7 @@ class Door:
                 address = ipaddress.ip_address(request.META.get("REMOTE_ADDR", ""))
             except ValueError:
                 raise _Refused(403) from None
+            address = getattr(address, "ipv4_mapped", None) or address
             if not any(address in ipaddress.ip_network(each, strict=False) for each in aggregator.networks):
                 raise _Refused(403)
         elif self._insists_on_https and not request.is_secure():

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import psycopg
 
+from caplai.domain.policy import SILENT
 from caplai.service.deliver import compose
 from caplai.service.reissue import Rules, reissue, request_of
 from caplai.store import queues
@@ -37,7 +38,9 @@ def answer(
         queues.lock_parts(conn, link, arrival)
         if request_id is not None and (known := queues.find_request(conn, link, request_id)):
             # It was the last part that came, so its id became the whole message's.
-            return _reply(conn, known, rules, at_once) if _addresses(known) == _addresses(arrival) else None
+            if _addresses(known) != _addresses(arrival):
+                return None
+            return _reply(conn, known, rules) if at_once else ""
         if request_id is not None and (part := queues.find_part(conn, link, request_id)):
             return "" if part == arrival else None
         whole = queues.accept_part(conn, link, request_id, arrival, join)
@@ -49,19 +52,23 @@ def answer(
         request = request_of(message, rules)
         if at_once:
             request.reply_to.link, request.reply_to.at_once = link, True
-        reissue(conn, [request], rules)
-    elif (*_addresses(message), message.text) != (*_addresses(arrival), arrival.text):
+        [decision] = reissue(conn, [request], rules)
+        reply = _reply(conn, message, rules) if at_once else ""
+        if at_once and not reply and decision.outcome not in SILENT:
+            raise LookupError("a reply is not in the store")
+        return reply
+    if (*_addresses(message), message.text) != (*_addresses(arrival), arrival.text):
         return None
-    return _reply(conn, message, rules, at_once)
+    return _reply(conn, message, rules) if at_once else ""
 
 
 def _addresses(message: Waiting | Arrival) -> tuple[str, int, str]:
     return message.source, message.source_ton, message.destination
 
 
-def _reply(conn: psycopg.Connection, message: Waiting, rules: Rules, at_once: bool) -> str:
+def _reply(conn: psycopg.Connection, message: Waiting, rules: Rules) -> str:
     """The text of the reply that the store holds; the same for a case as long as its password lives."""
-    due = queues.find_answer(conn, message.link, message.id) if at_once else None
+    due = queues.find_answer(conn, message.link, message.id)
     if due is None or due.dead:
         return ""
     text = compose(due, rules.keyring())

@@ -155,6 +155,7 @@ def test_kannels_post_has_no_secret_in_its_url(play):
     play(scenario)
 
 
+@pytest.mark.slow
 def test_kannels_get(play):
     async def scenario(upstream, store, come):
         await come()

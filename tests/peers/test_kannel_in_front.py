@@ -54,7 +54,9 @@ def test_texts_are_answered_by_way_of_kannel(tmp_path, conn, lan):
     assert conn.execute("select distinct state from outbox").fetchall() == [("sent",)]
 
 
-@pytest.mark.parametrize("post", [False, True], ids=["get-url", "post-url"])
+@pytest.mark.parametrize(
+    "post", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["get-url", "post-url"]
+)
 def test_accents_and_parts_that_nobody_joined_arrive_whole(tmp_path, conn, lan, serve, post):
     port = serve(KANNEL).port
     long_text = "BH MK mã số bảo hiểm xã hội của tôi là {} nhé, " + "xin cảm ơn nhiều " * 8
@@ -74,7 +76,7 @@ def test_accents_and_parts_that_nobody_joined_arrive_whole(tmp_path, conn, lan, 
     assert conn.execute("select count(*) > 2 from segment where joined_at is not null").fetchone() == (True,)
 
 
-@pytest.mark.parametrize("method", ["POST", "GET"])
+@pytest.mark.parametrize("method", ["POST", pytest.param("GET", marks=pytest.mark.slow)])
 def test_the_reply_goes_by_kannels_sendsms(tmp_path, conn, lan, serve, method):
     async def scenario():
         async with (
