@@ -38,6 +38,8 @@ PATIENCE = 4.0
 """Seconds that a statement may take: an aggregator that waits for longer gives up, and asks again."""
 RETRY_AFTER = 5
 _LONGEST = {"from": 32, "to": 21, "id": 128, "charset": 40, "coding": 8}
+_OCTETS = "8-BIT"
+"""Kannel's word for octets of unknown meaning."""
 _BINARY = 4  # data_coding of octets whose alphabet is unknown (SMPP 3.4, 5.2.19)
 
 
@@ -244,14 +246,15 @@ def _read_kannel(aggregator: Aggregator, parameters: Mapping[str, bytes]) -> tup
     data = parameters.get("text")
     if data is None:
         raise _Refused(400, "text: is missing")
-    charset = said("charset") or {"2": "utf-16be", "1": "8-BIT"}.get(said("coding"), aggregator.charset)
+    usual = {"": aggregator.charset, "-1": aggregator.charset, "0": aggregator.charset, "2": "utf-16be"}
+    charset = said("charset") or usual.get(said("coding"), _OCTETS)
     if not _printable(charset):
         raise _Refused(400, "charset: is no name")
     codec = charset_codec(charset)
-    if charset.upper() == "8-BIT" and data.isascii() and _printable(data.decode("ascii")):
-        codec = "ascii"  # Kannel's word for octets of unknown meaning; these have only one
-    if codec is None:
-        log.warning("aggregator %s: a text in charset %s cannot be read", aggregator.name, charset)
+    if charset.upper() == _OCTETS and data.isascii() and _printable(data.decode("ascii")):
+        codec = "ascii"  # these have only one meaning
+    if codec is None:  # which it is stands in the store; nobody knows what else was put there
+        log.warning("aggregator %s: a text in an unknown charset cannot be read", aggregator.name)
     arrival.coding = {None: _BINARY, "utf-16-be": text.UCS2_CODING}.get(codec, text.DEFAULT_CODING)
     part = _part(parameters.get("udh", b""))
     if part is None:
@@ -331,7 +334,7 @@ def _printable(value: str) -> bool:
 # --- octets to text --------------------------------------------------------------------------------
 
 
-def _decode(codec: str | None, data: bytes, charset: str = "8-BIT") -> str:
+def _decode(codec: str | None, data: bytes, charset: str = _OCTETS) -> str:
     """The text of octets. Those of an unknown charset are kept as they came, in hex: no digit of them is guessed."""
     match codec:
         case None:

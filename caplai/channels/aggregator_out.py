@@ -116,7 +116,11 @@ class AggregatorOut:
             log.error("aggregator %s: message %d has no way to go", self.aggregator.name, due.id)
             settled = settle(due, Verdict.NEVER, datetime.now(UTC))
         elif settled is None and send is not None:
-            settled = await self._send(client, send, due)
+            try:
+                settled = await self._send(client, send, due)
+            except Exception:  # a message that can never be sent must not take the others with it
+                log.exception("aggregator %s: message %d cannot be sent", self.aggregator.name, due.id)
+                settled = settle(due, Verdict.NEVER, datetime.now(UTC))
         assert settled is not None
         await self._settle(settled)
 
@@ -125,9 +129,6 @@ class AggregatorOut:
             text = compose(due, self._keyring())
         except KeyringError:
             text = None
-        except Exception:  # a row that can never be sent must not take the others with it
-            log.exception("aggregator %s: message %d cannot be sent", self.aggregator.name, due.id)
-            return settle(due, Verdict.NEVER, datetime.now(UTC))
         if text is None:
             self._say_state("this host lacks an issuing key; replies wait for it")
             return postpone(due, KEY_RETRY)
@@ -143,7 +144,10 @@ class AggregatorOut:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:  # its text may hold the URL
             self._say_state(f"its send URL fails: {type(error).__name__}")
         else:
-            self._say_state("well" if result is Verdict.SENT else f"its send URL answers {status}")
+            if result is Verdict.NEVER:
+                log.error("aggregator %s: message %d is refused: %d", self.aggregator.name, due.id, status)
+            else:
+                self._say_state("well" if result is Verdict.SENT else f"its send URL answers {status}")
         return settle(due, result, datetime.now(UTC), status=status)
 
     def _heed(self, status: int, retry_after: str) -> None:

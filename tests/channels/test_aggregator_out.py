@@ -210,7 +210,11 @@ def test_a_refusal_for_good_is_one(play):
         upstream.answers = [(400, {})]
         await come()
         assert await store.settled("failed") == (400, 1)
-        assert len(upstream.requests) == 1
+        # Nor does what no header can hold stand in the way of others.
+        await come(source="A\nB", ton=5)
+        await store.settled("failed")
+        await come()
+        assert len(await upstream.requested(2)) == 2
 
     play(scenario)
 
