@@ -9,7 +9,7 @@ class Migration(migrations.Migration):
     atomic = False
 
     dependencies = [
-        ("store", "0003_inbox_once_per_request"),
+        ("store", "0007_inbox_parked"),
     ]
 
     operations = [
