@@ -225,6 +225,49 @@ class WatchSettings(Section):
         return value
 
 
+class RetentionSettings(Section):
+    """How long what names a person is kept. Why these values: section "How long data is kept" above."""
+
+    texts: timedelta = Field(
+        timedelta(days=90), description="Texts of messages; a message that is still parked then is given up."
+    )
+    phones: timedelta = Field(
+        timedelta(days=180),
+        description="Phones of messages, replies and cases, and what else a carrier could match.",
+    )
+    accounts: timedelta = Field(
+        timedelta(days=400),
+        description="Whose a case was; figures over a longer period may count a person twice.",
+    )
+    events: timedelta = Field(timedelta(days=400), description="Events of accounts and of the service.")
+    links: timedelta = Field(
+        timedelta(days=90), description="Binds to carriers, receipts as they came, processes that have ended."
+    )
+    every: timedelta = Field(timedelta(hours=1), description="How often an engine looks for what is too old.")
+    rate: int = Field(
+        1000, ge=1, le=100_000, description="Rows a second that are gone through at most, beside the flow."
+    )
+
+    @model_validator(mode="after")
+    def _enough(self) -> "RetentionSettings":
+        day = timedelta(days=1)
+        for name, least, why in (
+            ("texts", day, "redeliveries are recognised by them"),
+            ("phones", 31 * day, "limits look at 30 days"),
+            ("accounts", 31 * day, "limits look at 30 days"),
+            ("events", day, "a form that is sent twice is recognised by them"),
+            ("links", day, "redeliveries and early receipts are recognised by them"),
+            ("every", timedelta(minutes=1), "it is no loop"),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"retention.{name} must be {least} at least: {why}")
+        if not self.texts <= self.phones <= self.accounts:
+            raise ValueError("a text names its sender: texts must not outlive phones, nor phones accounts")
+        if self.events > self.accounts:
+            raise ValueError("an event names the case's owner: events must not outlive accounts")
+        return self
+
+
 class Config(BaseSettings):
     """The whole configuration. Sections are tables in caplai.toml; `[[links]]` is a list of them."""
 
@@ -270,6 +313,7 @@ class Config(BaseSettings):
     signin: SigninSettings = Field(default_factory=SigninSettings)
     log: LogSettings = Field(default_factory=LogSettings)
     watch: WatchSettings = Field(default_factory=WatchSettings)
+    retention: RetentionSettings = Field(default_factory=RetentionSettings)
     links: list[Link] = Field([], description="The links to the carriers, each a `[[links]]` table.")
     aggregators: list[Aggregator] = Field(
         [], description="Those who bring messages by HTTP, each an `[[aggregators]]` table."

@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+import random
 import re
 import signal
+import threading
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
@@ -15,6 +17,7 @@ from caplai.channels.aggregator_out import AggregatorOut
 from caplai.channels.esme import Esme
 from caplai.config import Config
 from caplai.health import Health, listener
+from caplai.service import retention
 from caplai.service.presence import Presence
 from caplai.service.reissue import Rules, reissue_inbox, reissue_one_by_one
 from caplai.store import queues
@@ -23,7 +26,7 @@ from caplai.store.gauges import BOUND, Depths, look
 from caplai.store.keyring import KINDS, KeyringError, Keys
 from caplai.store.leases import Leases
 from caplai.watch.metrics import gauge
-from caplai.wiring import reissue_rules
+from caplai.wiring import reissue_rules, retention_rules
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +35,9 @@ POLL = 1.0
 """Seconds between looks at the inbox when nobody wakes us."""
 SCRAPE = 1.5
 """Seconds that a scrape waits for the database."""
+RETENTION_AFTER = (60.0, 300.0)
+"""Seconds after the start when retention first runs: not while messages that have waited come in, and not in
+every engine at once."""
 
 
 class Engine:
@@ -54,6 +60,9 @@ class Engine:
             config.engine_workers + len(config.links) + len(config.aggregators) + 2
         )
         self.leases = Leases()
+        # A thread of its own: a run takes as long as there is something to remove.
+        self._retention = DatabaseThreads(1, statement_timeout=10.0)
+        self._retention_stop = threading.Event()
         self._work = asyncio.Event()
         self._stopping = False
         self._undecided = False
@@ -105,6 +114,7 @@ class Engine:
             for n in range(self.config.engine_workers)
         ]
         self._tasks.append(asyncio.create_task(self._listen(), name="listen"))
+        self._tasks.append(asyncio.create_task(self._remove_what_is_too_old(), name="retention"))
         for task in self._tasks:
             task.add_done_callback(self._task_ended)
 
@@ -117,12 +127,14 @@ class Engine:
 
     async def stop(self) -> None:
         self._stopping = True
+        self._retention_stop.set()
         await asyncio.gather(*(way.stop() for way in self.ways))
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.leases.close()
         await asyncio.to_thread(self.presence.stop)
+        self._retention.close()
         self.database.close()
 
     async def _run_link(self, esme: Esme) -> None:
@@ -255,6 +267,16 @@ class Engine:
         for way in self.ways:
             way.wake()
 
+    async def _remove_what_is_too_old(self) -> None:
+        await asyncio.sleep(random.uniform(*RETENTION_AFTER))  # noqa: S311 - no secret
+        keep = retention_rules(self.config)
+        while not self._stopping:
+            try:
+                await self._retention.run(retention.run, keep, self._retention_stop, _say_removed)
+            except psycopg.Error as error:
+                log.warning("retention: will go on later (%s)", type(error).__name__)
+            await asyncio.sleep(self.config.retention.every.total_seconds())
+
     async def _listen(self) -> None:
         """Be woken by what other processes store; the polls are the safety net."""
         while not self._stopping:
@@ -268,6 +290,12 @@ class Engine:
                         self._wake_links()
             except psycopg.Error:
                 await asyncio.sleep(POLL)
+
+
+def _say_removed(done: retention.Done) -> None:
+    if done.rows:
+        later = "; it gave way to others and goes on later" if done.left else ""
+        log.info("retention: %d %s%s", done.rows, done.says, later)
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

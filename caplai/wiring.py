@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from zoneinfo import ZoneInfo
 
 import psycopg
 from django.conf import settings
@@ -12,6 +13,8 @@ from caplai.channels import aggregator_in
 from caplai.config import Config
 from caplai.domain.policy import ERRORS, Outcome
 from caplai.domain.replies import prepare
+from caplai.service import retention
+from caplai.service.credentials import SITE_WINDOW
 from caplai.service.reissue import Form, Rules
 from caplai.store import queues
 from caplai.store.keyring import Keys
@@ -46,6 +49,21 @@ def reissue_rules(config: Config, keyring: Keys, conn: psycopg.Connection) -> Ru
         short_code=config.service.short_codes[0],
         mt_links=frozenset(config.senders),
         mt_link=config.service.mt_link or next(iter(config.senders), None),
+    )
+
+
+def retention_rules(config: Config) -> retention.Keep:
+    """What retention needs of the configuration."""
+    kept, signin = config.retention, config.signin
+    return retention.Keep(
+        texts=kept.texts,
+        phones=kept.phones,
+        accounts=kept.accounts,
+        events=kept.events,
+        links=kept.links,
+        guesses=max(signin.guess_window, signin.network_window, SITE_WINDOW),
+        rate=kept.rate,
+        zone=ZoneInfo(settings.TIME_ZONE),
     )
 
 

@@ -37,7 +37,8 @@ log = logging.getLogger(__name__)
 ALARM = "guess_alarm"
 """The switch that makes new cases long (reissue.py), until its time."""
 _ALARM_LASTS = timedelta(hours=1)
-_SITE_WINDOW = timedelta(hours=1)
+SITE_WINDOW = timedelta(hours=1)
+"""The time over which failures of the whole site raise the alarm."""
 _SITE_MINUTE = timedelta(minutes=1)
 _DEVICES = 10
 """Known devices of a login: each has guesses of its own, so there must not be any number of them."""
@@ -247,22 +248,6 @@ def signed_in(login: Login, device: str | None) -> str | None:
     return token
 
 
-def tidy(rules: Rules) -> None:
-    """Delete what nobody will ask for again: sessions that expired, guesses that count nowhere any more."""
-    oldest = max(rules.guess_window, rules.network_window, _SITE_WINDOW)
-    with connection.cursor() as cursor:
-        # Rows that another tidying one has in hand are left to it.
-        cursor.execute(
-            "delete from django_session where session_key in (select session_key from django_session"
-            " where expire_date < clock_timestamp() for update skip locked)"
-        )
-        cursor.execute(
-            "delete from guess where id in"
-            " (select id from guess where at < clock_timestamp() - %s for update skip locked)",
-            [oldest],
-        )
-
-
 def _lock(username: str, network: str | None = None) -> None:
     keys = [locks.network_key(network)] if network is not None else []
     if len(username) == CODE_LENGTH and username.isascii() and username.isdigit():
@@ -359,7 +344,7 @@ def _raise_alarm(rules: Rules) -> None:
             " where (select count(*) from guess where at > clock_timestamp() - %(window)s) >= %(failures)s"
             " on conflict (name) do update set value = excluded.value, changed_at = excluded.changed_at"
             " where coalesce((switch.value->>'until')::timestamptz <= clock_timestamp(), true)",
-            {"alarm": ALARM, "lasts": _ALARM_LASTS, "window": _SITE_WINDOW, "failures": rules.site_failures},
+            {"alarm": ALARM, "lasts": _ALARM_LASTS, "window": SITE_WINDOW, "failures": rules.site_failures},
         )
         if cursor.rowcount:
             log.warning(

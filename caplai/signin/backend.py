@@ -3,8 +3,6 @@
 An agency whose people sign in with an identity provider of its own replaces this backend.
 """
 
-import secrets
-
 from django.conf import settings
 from django.contrib.auth.backends import ModelBackend
 from django.db.models import Q
@@ -19,8 +17,6 @@ from caplai.watch import metrics
 
 DEVICE_COOKIE = "caplai_device"
 DEVICE_HEADER = "X-Device-Token"
-_TIDY_EVERY = 500
-"""One sign-in in so many, whichever, tidies up: sign-ins alone leave sessions and guesses behind."""
 
 
 def rules() -> Rules:
@@ -63,8 +59,6 @@ class PasswordBackend(ModelBackend):
             username, password, device=device_token(request), network=network(request), rules=now
         )
         metrics.signins.labels(checked.outcome.value).inc()
-        if secrets.randbelow(_TIDY_EVERY) == 0:
-            credentials.tidy(now)
         return checked.login if checked.outcome is Outcome.SIGNED_IN else None
 
     def get_user(self, user_id: int) -> Login | None:

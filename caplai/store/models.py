@@ -164,6 +164,14 @@ class Case(models.Model):
     expires_at = models.DateTimeField()
     ended_at = models.DateTimeField(null=True)
     ended_as = Text(null=True, choices=End.choices)
+    # What figures need to know of the account's other cases once these, or this one, name no account any more.
+    previous_on = models.DateField(
+        null=True, help_text="The day of the account's case before this one, where that has no account now."
+    )
+    nth = models.SmallIntegerField(
+        null=True,
+        help_text="Which of its account's cases of that month it was; only where the account is gone.",
+    )
 
     class Meta:
         db_table = "reissue_case"  # `case` is a reserved word of SQL
@@ -203,6 +211,12 @@ class LinkSession(models.Model):
 
 class Inbox(models.Model):
     """A message from a phone (MO). Its row is inserted, and committed, before it is acknowledged."""
+
+    class Closed(models.TextChoices):
+        """Outcomes of messages that were never decided (all others are domain/policy.py's)."""
+
+        GIVEN_UP = "given_up", "parked until its text was too old to be kept"
+        RESTORED = "restored", "undecided when the database came back from a backup"
 
     id = models.BigAutoField(primary_key=True)
     received_at = models.DateTimeField(db_default=Now())
@@ -430,3 +444,15 @@ class Key(models.Model):
                 fields=["kind"], condition=Q(state="active"), name="key_one_active_per_kind"
             ),
         ]
+
+
+class Retention(models.Model):
+    """How far a kind of data has been gone through by the job that removes what is too old."""
+
+    name = Text(primary_key=True)
+    mark = models.JSONField(default=dict, help_text="Where the next step begins.")
+    rows = models.BigIntegerField(default=0, help_text="How many rows it has ever changed or removed.")
+    finished_at = models.DateTimeField(null=True, help_text="When nothing was left to do, the last time.")
+
+    class Meta:
+        db_table = "retention"

@@ -11,7 +11,6 @@ import pytest
 from argon2 import low_level
 from django.conf import settings
 from django.contrib.auth.hashers import make_password
-from django.contrib.sessions.models import Session
 from django.db import connection
 from django.test import Client
 from django.utils import timezone
@@ -477,23 +476,6 @@ def test_known_device_does_not_pay_for_the_strangers_of_its_network(citizen, log
     book(citizen.code, 4, device=Device.objects.get().pk)
     assert guess(citizen.code, "wrong", rules, device=token) is Outcome.WRONG
     assert guess(citizen.code, CHOSEN, rules, device=token) is Outcome.THROTTLED  # its own are spent
-
-
-def test_tidying_deletes_what_nobody_asks_for(browser, app, citizen, login, open_case, monkeypatch):
-    sign_in(browser, citizen.code, CHOSEN)
-    app.sign_in(citizen.code, CHOSEN)
-    book(None, 2, ago=timedelta(hours=73))
-    book(None, 3, ago=timedelta(hours=71))
-    Session.objects.filter(pk=Session.objects.first().pk).update(expire_date=timezone.now())
-    monkeypatch.setattr("caplai.signin.backend.secrets.randbelow", lambda below: 0)
-    assert sign_in(Client(), "9999999999", "wrong").status_code == 200
-    assert Session.objects.count() == 1
-    assert Guess.objects.count() == 3 + 1
-
-    rules = dataclasses.replace(configured(), guess_window=timedelta(minutes=1))
-    book(None, 1, ago=timedelta(minutes=59))  # the site's hour still counts it
-    credentials.tidy(rules)
-    assert Guess.objects.count() == 1 + 1
 
 
 def test_password_that_was_replaced_while_it_was_verified(citizen, login, monkeypatch):
