@@ -737,3 +737,6 @@ def keys_destroy(key_id: str | None, end_cases: bool) -> None:
                 click.echo(f"Remove the {one.kind} key {one.id} from {keyring.place}.")
         if key_id is not None and kept:
             sys.exit(1)
+
+
+import caplai.cli_operate  # noqa: E402,F401 - its commands put themselves into main

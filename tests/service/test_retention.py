@@ -10,16 +10,18 @@ from zoneinfo import ZoneInfo
 
 import psycopg
 import pytest
+from click.testing import CliRunner
 from django.conf import settings
 
 from caplai import engine
+from caplai.cli import main
 from caplai.config import RetentionSettings
 from caplai.domain.issuing import new_case_id
 from caplai.engine import Engine, retention_rules
 from caplai.service import locks, retention
 from caplai.service.reissue import reissue_inbox
 from caplai.store import queues
-from caplai.store.db import connect
+from caplai.store.db import connect, conninfo
 
 ZONE = ZoneInfo("Asia/Ho_Chi_Minh")
 KEEP = dataclasses.replace(retention_rules(settings.CAPLAI), rate=100_000)
@@ -422,3 +424,26 @@ def test_a_lost_database_is_raised_and_the_next_run_goes_on(conn, history):
         with pytest.raises(psycopg.OperationalError):
             retention.run(lost, KEEP, threading.Event(), report)
     assert run(conn)
+
+
+# --- the commands ----------------------------------------------------------------------------------
+
+
+def test_the_commands_count_remove_and_tell(conn, history, monkeypatch):
+    monkeypatch.setenv("CAPLAI_DATABASE_URL", conninfo())
+    monkeypatch.setenv("CAPLAI_RETENTION__RATE", "100000")
+
+    def caplai(*words):
+        return CliRunner().invoke(main, ["retention", *words])
+
+    [texts] = [line for line in caplai("run", "--dry-run").stdout.splitlines() if "texts of messages" in line]
+    count = int(texts.split()[0])
+    assert count > 100 and "older than" in texts
+    assert "all gone: never" in caplai("status").stdout
+    done = caplai("run")
+    assert done.exit_code == 0, done.output
+    assert f"{count:>12}  texts of messages" in done.stdout
+    assert f"rows ever: {count}" in caplai("status").stdout
+    conn.execute("select pg_advisory_lock(%s)", [retention._LOCK])
+    busy = caplai("run")
+    assert busy.exit_code == 1 and "Another run is at it" in busy.stderr
