@@ -43,8 +43,10 @@ class _Commands(click.Group):
 def _sentence(error: Exception) -> Failure:
     """What to tell about it. Of a bug class and place only, for its text may quote a person's data or a secret."""
     from caplai import demo, processes
+    from caplai.backup import BackupError
     from caplai.config import ConfigError
     from caplai.local_postgres import LocalPostgresError
+    from caplai.processes import Blocked, ChildFailed
     from caplai.store.keyring import KeyringError
     from caplai.watch import logs
 
@@ -52,7 +54,7 @@ def _sentence(error: Exception) -> Failure:
         return Failure(f"The configuration cannot be used.\n{error}", WRONG_USE)
     if isinstance(error, demo.Refused):
         return Failure(str(error), WRONG_USE)
-    if isinstance(error, LocalPostgresError | KeyringError | processes.ChildFailed | processes.Blocked):
+    if isinstance(error, BackupError | Blocked | ChildFailed | KeyringError | LocalPostgresError):
         return Failure(str(error))
     if reason := processes.trouble(error):
         return Failure(f"The database cannot be used: {reason}. See: caplai doctor")
@@ -100,6 +102,11 @@ def _ready(config: Any, *, adopt: bool = False, migrate: bool | None = None) -> 
 
     with processes.database(config, adopt=adopt) as database:
         processes.setup_django()
+        if processes.restore_is_unfinished():
+            raise Failure(
+                "A restore into this database has begun and was not finished. Run it again (caplai restore),"
+                " or keep what is in it now: caplai restore --after-the-fact"
+            )
         if migrate or (migrate is None and config.database_url is None):
             processes.migrate()
         elif processes.pending_migrations():

