@@ -304,7 +304,7 @@ def restore(
 
     Nothing may be connected to the database. Its open cases end, so no password that was issued
     before signs in; sign-ins and remembered devices end; messages without an outcome and replies
-    without a receipt of the SMSC are closed and never sent. All of it is one transaction: stopped or
+    that the SMSC has not taken are closed and never sent. All of it is one transaction: stopped or
     killed, nothing has changed, and caplai refuses to start until the same command has gone through.
 
     Without CAPLAI_DATABASE_URL it goes into the embedded server of the data folder, by whichever

@@ -275,6 +275,8 @@ class Engine:
                 await self._retention.run(retention.run, keep, self._retention_stop, _say_removed)
             except psycopg.Error as error:
                 log.warning("retention: will go on later (%s)", type(error).__name__)
+            except Exception:  # a bug of ours there is no reason to stop answering people
+                log.exception("retention: a run failed")
             await asyncio.sleep(self.config.retention.every.total_seconds())
 
     async def _listen(self) -> None:

@@ -181,7 +181,7 @@ and ended_at is null
 # All cases of these accounts are looked at: the first one that keeps its account is told of the one before it.
 _BLANK_ACCOUNTS = """
 with person as (
-    select account, id, opened_at, (opened_at at time zone %(zone)s)::date as day,
+    select account, id, opened_at,
            row_number() over (partition by account, date_trunc('month', opened_at at time zone %(zone)s)
                               order by opened_at, id) as nth,
            lag(opened_at) over (partition by account order by opened_at, id) as earlier
@@ -279,7 +279,7 @@ JOBS: tuple[_Job, ...] = (
         "inbox",
         "received_at",
         lambda keep: keep.phones,
-        _UNDECIDED,
+        "outcome is null",  # a parked one has been given up before, or is not passed by
         "source = '', request_id = null",
     ),
     # A reply that is still unsent after so long has no link any more: its case has ended in any case.
