@@ -31,13 +31,13 @@ from psycopg import pq, sql
 from caplai import __version__
 from caplai.local_postgres import installed
 from caplai.processes import RESTORE_MARK, end_with
-from caplai.service import recover
-from caplai.store.keyring import KINDS, KeyringFile
+from caplai.service import keys, recover
+from caplai.store.keyring import KINDS, KeyringFile, Keys
 
 DUMP, MANIFEST = "database.dump", "manifest.json"
 _FORMAT = 1
-# Sign-ins are not for keeping; parts of messages and running processes are of the moment.
-_NOT_KEPT = ("django_session", "segment", "process")
+# Sign-ins are not for keeping; parts of messages, running processes and which key is active are of the moment.
+_NOT_KEPT = ("django_session", "segment", "process", "key")
 _CHUNK = 1 << 20
 _NAME = re.compile(r"[a-z_][a-z0-9_]*")
 
@@ -191,11 +191,12 @@ def read(source: Path) -> Manifest:
     return manifest
 
 
-def lacking_peppers(manifest: Manifest, keyring: Path) -> dict[str, int]:
+def lacking_peppers(manifest: Manifest, keyring: Keys) -> dict[str, int]:
     """The peppers that this keyring lacks, with the number of chosen passwords that need each."""
     if not manifest.peppers:
         return {}
-    have = _whole_keyring(keyring)["pepper"] if keyring.exists() else set()
+    missing = isinstance(keyring, KeyringFile) and not keyring.path.exists()
+    have = {} if missing else keyring.read().get("pepper", {})
     return {pepper: count for pepper, count in manifest.peppers.items() if pepper not in have}
 
 
@@ -249,6 +250,8 @@ def after_the_fact(conninfo: str) -> recover.Ended:
             raise BackupError("This database holds no tables of caplai's. Name the restored one.")
         _refuse_if_used(conn)
         ended = recover.end_all(conn)
+        if "key" in _tables(conn):
+            keys.forget(conn)
         conn.execute(f"drop schema if exists {RESTORE_MARK}")
     return ended
 

@@ -262,6 +262,8 @@ def backup(dest: Path, keyring_dest: Path | None) -> None:
     config = _config()
     with processes.database(config) as database:
         if keyring_dest is not None:
+            if config.keys.source is not None:
+                raise Failure(f"The keys come from {config.keys.source}: back them up where they are kept.")
             work.copy_keyring(config.keyring_file, keyring_dest, dest)
             click.echo(f"keyring: {keyring_dest}")
         manifest = work.back_up(database.conninfo, dest, pg_bin=_pg_bin(config))
@@ -330,10 +332,10 @@ def restore(
             )
         config.keyring_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         work.copy_keyring(keyring_src, config.keyring_file)
-    lacking = work.lacking_peppers(manifest, config.keyring_file)
+    lacking = work.lacking_peppers(manifest, config.open_keyring())
     if lacking and not without_keys:
         raise Failure(
-            f"The keyring {config.keyring_file} lacks {', '.join(sorted(lacking))}, which {sum(lacking.values())}"
+            f"The keyring lacks {', '.join(sorted(lacking))}, which {sum(lacking.values())}"
             " chosen passwords need. Restore it first (--keyring FILE); if it is lost for good, --without-keys"
             " makes their owners text for another."
         )

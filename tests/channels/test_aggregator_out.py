@@ -8,12 +8,12 @@ from contextlib import asynccontextmanager
 
 import pytest
 from aiohttp import web
+from caplai.logs import Formatter
 from django.conf import settings
 
 from caplai.channels.aggregator_in import SIGNATURE_HEADER, TIMESTAMP_HEADER, join, sign
 from caplai.channels.aggregators import Aggregator
 from caplai.engine import Engine
-from caplai.logs import Formatter
 from caplai.service.answer import answer
 from caplai.service.deliver import compose
 from caplai.store import queues

@@ -8,11 +8,11 @@ from http.client import HTTPConnection
 from urllib.parse import quote, urlencode
 
 import pytest
+from caplai.logs import Formatter
 from django import db
 
 from caplai import wiring
 from caplai.channels.aggregator_in import sign
-from caplai.logs import Formatter
 from caplai.service.operate import switch_service
 from caplai.store.keyring import KeyringFile
 from caplai.store.models import Account, Case, Inbox, Outbox, Segment

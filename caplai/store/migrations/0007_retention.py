@@ -7,7 +7,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('store', '0003_inbox_once_per_request'),
+        ('store', '0006_segment_request_id'),
     ]
 
     operations = [

@@ -9,7 +9,7 @@ class Migration(migrations.Migration):
     atomic = False
 
     dependencies = [
-        ("store", "0007_inbox_parked"),
+        ("store", "0005_inbox_parked"),
     ]
 
     operations = [
