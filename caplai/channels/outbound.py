@@ -98,6 +98,8 @@ class Outbound:
         self._refused_in_a_row = 0
         self._held: set[int] = set()
         """Messages that were claimed here and whose result is not written yet."""
+        self._written: set[int] = set()
+        """Messages whose result was written since the latest claim was asked for."""
         self._quiet = 0.0
         self._quiet_until = 0.0
         self._asked_until = 0.0
@@ -179,6 +181,7 @@ class Outbound:
             claimed: list[Due] = []
             began = time.monotonic()
             if connection and room > 0 and self._unwritten < 4 * BATCH:
+                self._written.clear()
                 try:
                     claimed = await self._database.run(
                         queues.claim_outbox, self._link.name, self._engine, min(room, BATCH), LEASE
@@ -231,6 +234,10 @@ class Outbound:
         if due.id in self._held:
             return
         self._held.add(due.id)
+        # An older result, written once more because nobody knew whether it was, may have ended this very claim.
+        if due.id in self._written:
+            self._settle(postpone(due, 0.0))
+            return
         if dead := drop_dead(due):
             self._settle(dead)
             return
@@ -350,7 +357,9 @@ class Outbound:
                 await asyncio.sleep(0.5)
             else:
                 self._unwritten -= len(batch)
-                self._held.difference_update(settled.id for settled in batch)
+                written = {settled.id for settled in batch}
+                self._written |= written
+                self._held -= written
                 self._seen.settled(batch)
                 pauses = [settled.again_in for settled in batch if settled.state == "ready"]
                 if pauses:

@@ -263,8 +263,8 @@ class Carrier:
                 encode(ShortMessageResp(Command.DELIVER_SM_RESP, 0, sequence)),
                 encode(Simple(Command.ENQUIRE_LINK_RESP, 0, sequence + 200_000)),
                 encode(Simple(Command.ENQUIRE_LINK, 0, sequence)),
-                bytes.fromhex("00000010 00000103 00000000 00000007"),  # a data_sm without a body
-                bytes.fromhex("00000012 00000777 00000000 00000008 abcd"),  # an unknown command
+                bytes.fromhex("00000010 00000103 00000000 70000007"),  # a data_sm without a body
+                bytes.fromhex("00000012 00000777 00000000 70000008 abcd"),  # an unknown command
             ]
         )
         connection.transport.write(odd)

@@ -112,9 +112,7 @@ PLANTED: dict[str, Callable[[], AbstractContextManager]] = {
     "the window has no end": _the_window_has_no_end,
     "no answer counts as sent": _no_answer_counts_as_sent,
     "look for no twins after a bind": lambda: patch.object(inbound, "SUSPICION", 0.0),
-    "forget that a refused delivery is stored": lambda: patch.object(
-        Inbound, "_doubt", lambda self, pdu: None
-    ),
+    "forget that a refused delivery is stored": lambda: patch.object(Inbound, "_doubt", lambda *_: None),
     "confirm what was answered with an error": lambda: patch.object(
         Connection, "doubtful_until", property(lambda self: 0.0, lambda self, value: None), create=True
     ),
