@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 
 import pytest
 from aiohttp import web
-from caplai.logs import Formatter
 from django.conf import settings
 
 from caplai.channels.aggregator_in import SIGNATURE_HEADER, TIMESTAMP_HEADER, join, sign
@@ -19,6 +18,7 @@ from caplai.service.deliver import compose
 from caplai.store import queues
 from caplai.store.models import Inbox
 from caplai.store.queues import Arrival
+from caplai.watch.logs import Plain
 from caplai.wiring import reissue_rules
 
 LAN, PHONE = "0123456789", "84327000686"
@@ -313,6 +313,6 @@ def test_no_log_holds_the_url_the_secret_or_the_text(conn, lan, caplog):
     text = compose(due, settings.KEYRING.ring("issuing"))
     password = text.split("Mat khau: ")[1].split(".")[0]
     ours = [record for record in caplog.records if not record.name.startswith("django.db")]
-    written = "\n".join(map(Formatter().format, ours))
+    written = "\n".join(map(Plain().format, ours))
     for secret in (PASSWORD, LAN, PHONE, password, "sendsms?"):
         assert secret not in written

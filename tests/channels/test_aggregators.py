@@ -8,7 +8,6 @@ from http.client import HTTPConnection
 from urllib.parse import quote, urlencode
 
 import pytest
-from caplai.logs import Formatter
 from django import db
 
 from caplai import wiring
@@ -16,6 +15,7 @@ from caplai.channels.aggregator_in import sign
 from caplai.service.operate import switch_service
 from caplai.store.keyring import KeyringFile
 from caplai.store.models import Account, Case, Inbox, Outbox, Segment
+from caplai.watch.logs import Plain
 from tests.channels.site import JSON, KANNEL, KEY, LAN, NEXT_KEY, PHONE, SECRET, kannel_url, part, serve
 
 __all__ = ["serve"]  # a fixture
@@ -386,7 +386,7 @@ def test_no_log_holds_a_person_or_a_secret(site, caplog, monkeypatch):
     ours = [
         record for record in caplog.records if not record.name.startswith("django.db")
     ]  # DEBUG, with its SQL
-    written = "\n".join(map(Formatter().format, ours))
+    written = "\n".join(map(Plain().format, ours))
     assert "a request cannot be answered" in written
     assert "builtins.RuntimeError" in written
     for secret in (SECRET, "wrong-and-secret", PHONE, LAN, password):
