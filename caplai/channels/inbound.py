@@ -33,6 +33,8 @@ MOST_WAITING = 5000
 """Deliveries that may wait for their answer, long ones counting for several; more are refused for now at once."""
 MOST_DOUBTFUL = 50_000
 """Messages remembered as perhaps stored; with more, every message is looked up in the store for a while."""
+MOST_UNREAD = 50_000
+"""Answers remembered as perhaps unread by the carrier; beyond them the oldest are taken for read."""
 LONGEST_ADDRESS = 255
 """Octets; SMPP allows 20 (64 in data_sm), and the tables' indexes some thousand."""
 SEGMENT_PATIENCE = timedelta(seconds=60)
@@ -118,6 +120,8 @@ class Inbound:
         self._unanswered: dict[_Twin, list[tuple[Connection, ShortMessage]]] = {}
         self._doubtful: dict[bytes, float] = {}  # by _fingerprint
         self._all_doubtful_until = 0.0
+        # What was answered with an OK that the carrier may not have read yet: where and when, the oldest first.
+        self._unread: dict[_Twin, tuple[Connection, float]] = {}
         self._waiting = 0
         self._told_address = False
 
@@ -150,6 +154,8 @@ class Inbound:
         if waiting is not None:
             waiting.append((connection, pdu))  # the carrier asks again before we answered: the same message
         else:
+            if self._may_be_unread(twin):
+                self._doubt(connection, pdu)  # the carrier's patience has ended before our OK came
             self._unanswered[twin] = [(connection, pdu)]
             self._arrived.append((connection, pdu, time.monotonic()))
             self._arrival.set()
@@ -264,9 +270,24 @@ class Inbound:
         """Answer a delivery, and whatever else the carrier asked of the same message meanwhile."""
         if status != Status.ESME_ROK:
             metrics.refused.labels(self._link.name, status_name(status)).inc()
-        for connection, asked in self._unanswered.pop(_twin(pdu), ()):
+        twin = _twin(pdu)
+        for connection, asked in self._unanswered.pop(twin, ()):
             self._waiting -= _weight(asked)
             self._respond(connection, asked, status)
+            if status == Status.ESME_ROK:
+                self._unread.pop(twin, None)
+                self._unread[twin] = connection, time.monotonic()
+        if len(self._unread) > MOST_UNREAD:
+            del self._unread[next(iter(self._unread))]
+
+    def _may_be_unread(self, twin: _Twin) -> bool:
+        """Whether the carrier may not have read our OK to this message: it has answered nothing that we asked later
+        on that connection (service.md, "an acknowledgement that may not have arrived").
+        """
+        connection, at = self._unread.get(twin, (None, 0.0))
+        if connection is None or time.monotonic() - at > queues.REDELIVERY.total_seconds():
+            return False
+        return connection.session.confirmed_at is None or connection.session.confirmed_at <= at
 
     def _respond(self, connection: Connection, pdu: ShortMessage, status: int) -> None:
         connection.session.respond(pdu, status, now=time.monotonic())
@@ -320,6 +341,7 @@ class Inbound:
         """Forget doubts whose time is over, and join what waited too long for its other parts."""
         now = time.monotonic()
         self._doubtful = {which: until for which, until in self._doubtful.items() if until > now}
+        self._unread = {twin: answer for twin, answer in self._unread.items() if self._may_be_unread(twin)}
         try:
             joined = await self._database.run(
                 queues.sweep_segments, self._link.name, self._join, SEGMENT_PATIENCE

@@ -145,6 +145,26 @@ def test_a_delivery_repeated_before_its_answer_is_the_same_message(scenario, con
     assert outcomes(conn) == ["issued"]
 
 
+def test_a_redelivery_on_the_same_connection_is_the_same_message_until_our_answer_was_surely_read(
+    scenario, conn
+):
+    async def play(carrier):
+        await carrier.bound()
+        carrier.answer_submits = False  # so nothing proves that the acknowledgement arrived
+        for _ in range(2):
+            assert await carrier.deliver(TEXT) == Status.ESME_ROK
+        await carrier.replies(1)
+        carrier.answer_submits = True
+        assert await carrier.deliver("BH MK 0123456789 cam on") == Status.ESME_ROK
+        await carrier.replies(2)  # and their answer proves it of all that came before
+        await asyncio.sleep(0.1)
+        assert await carrier.deliver("BH MK 0123456789 cam on") == Status.ESME_ROK
+        await carrier.replies(3)
+
+    scenario(play)
+    assert outcomes(conn) == ["issued", "joined", "joined"]
+
+
 def test_a_redelivery_after_a_lost_connection_is_the_same_message(scenario, conn):
     async def play(carrier):
         await carrier.bound()
