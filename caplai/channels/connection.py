@@ -15,6 +15,9 @@ from caplai.smpp.session import Event, Role, Session, Timers
 LINGER = 2.0
 """Seconds that what is still to be written has when a connection is closed: a peer that reads nothing gets no more."""
 
+ASK_AFTER = 1.0
+"""Seconds after which we ask whether our answers were read, if nothing has told it."""
+
 
 class Connection(asyncio.Protocol):
     """One TCP connection with its session. Hands the session's events to its owner.
@@ -58,6 +61,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._flushing = False
+        self._asked = -math.inf
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -150,6 +154,19 @@ class Connection(asyncio.Protocol):
                 break
             latest = self.acknowledged.popleft()[1]
         return latest
+
+    def ask_whether_read(self) -> None:
+        """Ask for a sign of life, once, where nothing else has proved that the SMSC has read our answers.
+
+        As a rule its answers to what we submit do; on a receiver's bind there are none.
+        """
+        if self.session.closed or self.choked or not self.acknowledged:
+            return
+        now, oldest = time.monotonic(), self.acknowledged[0][0]
+        if now - oldest > ASK_AFTER and self._asked <= oldest:
+            self._asked = now
+            self.session.enquire(now)
+            self.flush()
 
     def _when(self, deadline: float) -> float:
         return asyncio.get_running_loop().time() + max(0.0, deadline - time.monotonic())

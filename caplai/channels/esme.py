@@ -316,6 +316,7 @@ class Esme:
             await asyncio.sleep(HEARTBEAT)
             for connection in list(self._connections):
                 if connection.store_session is not None:
+                    connection.ask_whether_read()
                     await self._touch(connection)
             if time.monotonic() - tidied > TIDY:
                 tidied = time.monotonic()

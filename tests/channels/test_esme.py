@@ -165,6 +165,26 @@ def test_a_redelivery_on_the_same_connection_is_the_same_message_until_our_answe
     assert outcomes(conn) == ["issued", "joined", "joined"]
 
 
+def test_on_a_receivers_bind_the_same_text_is_a_new_message_once_a_sign_of_life_came(
+    scenario, conn, monkeypatch
+):
+    monkeypatch.setattr("caplai.channels.connection.ASK_AFTER", 0.0)
+    monkeypatch.setattr("caplai.channels.esme.HEARTBEAT", 0.2)
+
+    async def play(carrier):
+        await carrier.bound(2)
+        for _ in range(2):  # the carrier's patience ends: nothing has told us that it read our answer
+            assert await carrier.deliver(TEXT) == Status.ESME_ROK
+        await carrier.replies(1)
+        assert await carrier.deliver("BH MK 0123456789 a") == Status.ESME_ROK
+        await asyncio.sleep(1.0)  # it answers our enquire_link
+        assert await carrier.deliver("BH MK 0123456789 a") == Status.ESME_ROK
+        await carrier.replies(3)
+
+    scenario(play, bind="pair")
+    assert outcomes(conn) == ["issued", "joined", "joined"]
+
+
 def test_a_redelivery_after_a_lost_connection_is_the_same_message(scenario, conn):
     async def play(carrier):
         await carrier.bound()

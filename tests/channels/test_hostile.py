@@ -383,6 +383,7 @@ def test_parameters_unknown_and_malformed_cost_no_message(scenario, conn):  # no
         ]
         assert await carrier.deliver(TEXT, tlvs=unknown) == Status.ESME_ROK
         for sequence, junk in enumerate([b"\0", b"\x04\x24", b"\x04\x24\xff\xff1"], 500):
+            await carrier.replies(sequence - 499)  # or it would be a redelivery
             body = whole(delivery(TEXT, source="84327000686"), sequence)[16:] + junk
             carrier.write(encode(Unknown(Command.DELIVER_SM, 0, sequence, body)))
             await carrier.until(lambda sequence=sequence: sequence in [pdu.sequence for pdu in carrier.heard])
