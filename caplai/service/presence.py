@@ -160,11 +160,12 @@ class Presence:
     def _wait(self) -> None:
         """Until something about keys has changed, or it is time to look."""
         connection, seconds = self._connection, min(_LOOK, self._beat)
-        watched: list[int] = [self._waker[0]]
+        watched = select.poll()  # not select(), which takes no descriptor above 1023: a web server has many
+        watched.register(self._waker[0], select.POLLIN)
         try:
             if connection is not None:
-                watched.append(connection.fileno())
-            select.select(watched, [], [], max(0.0, min(seconds, self._next - time.monotonic())))
+                watched.register(connection.fileno(), select.POLLIN)
+            watched.poll(1000 * max(0.0, min(seconds, self._next - time.monotonic())))
             if connection is not None:
                 for _ in connection.notifies(timeout=0):
                     self._next = 0.0

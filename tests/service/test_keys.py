@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import resource
 import shutil
 import threading
 import time
@@ -470,6 +472,22 @@ def test_a_process_takes_up_a_rotation_by_itself_and_says_goodbye(hosts, conn):
             lambda: KeyringFile(one.path).first("issuing") == new
         )  # it starts with it where nothing is known
     assert conn.execute("select count(*) from process").fetchone() == (0,)
+
+
+def test_a_process_with_a_thousand_connections_goes_on_hearing(hosts, conn):
+    """A web server whose database comes back speaks to it by a high descriptor, beyond what select() takes."""
+    one, _ = hosts
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, limits[1]), limits[1]))
+    connections = [os.dup(0) for _ in range(1100)]
+    try:
+        with Living(one):
+            new = one.rotate().id
+            until(lambda: one.active() == new)
+    finally:
+        for descriptor in connections:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_a_process_removes_what_is_destroyed_from_its_keyring(hosts, conn):
