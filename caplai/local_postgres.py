@@ -57,6 +57,7 @@ _SETTINGS = {
     "max_connections": "100",
     "shared_buffers": "256MB",
     "max_wal_size": "4GB",
+    "jit": "off",  # where memory must not become executable (our systemd unit) a large query would fail by it
     "timezone": "UTC",
     "log_timezone": "UTC",
     "log_min_messages": "log",  # LOG, FATAL, PANIC; the text of an ERROR quotes values

@@ -124,10 +124,10 @@ def test_an_empty_folder_becomes_a_server_and_rests_again(empty: Path, pg_bin: s
         "port": "5432",
     }
     with psycopg.connect(running.dsn) as connection:
-        names = ("fsync", "data_checksums", "server_encoding", "timezone", "listen_addresses")
+        names = ("fsync", "data_checksums", "server_encoding", "timezone", "listen_addresses", "jit")
         shown = [connection.execute("SELECT current_setting(%s)", [name]).fetchone() for name in names]
         major = connection.info.server_version // 10000
-    assert shown == [("on",), ("on",), ("UTF8",), ("UTC",), ("",)]
+    assert shown == [("on",), ("on",), ("UTF8",), ("UTC",), ("",), ("off",)]
     assert server.status().version == major == (15 if pg_bin else 18)
     assert empty.stat().st_mode & 0o777 == 0o700
     assert os.getsid(running.pid) == running.pid, "Ctrl-C in our terminal would reach it"
