@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,17 @@ def test_a_batch_falls_into_its_buckets(seconds):
     assert found["caplai_test_seconds_count", "viettel"] == 5
     assert found["caplai_test_seconds_sum", "viettel"] == pytest.approx(9999.341)
     assert found["caplai_test_seconds_count", "mobifone"] == 0
+
+
+def test_a_process_is_measured_where_proc_shows_processes_alone(tmp_path):
+    """So it is under our systemd units; the alert about memory needs it."""
+    (tmp_path / "self").symlink_to("/proc/self")
+    families = {
+        family.name: family for family in metrics.Process(proc=str(tmp_path), registry=None).collect()
+    }
+    assert families["process_resident_memory_bytes"].samples[0].value > 1e6
+    assert abs(families["process_start_time_seconds"].samples[0].value - time.time()) < 3600
+    assert samples("process_open_fds")
 
 
 def test_a_peer_makes_a_bounded_number_of_labels():
