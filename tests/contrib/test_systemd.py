@@ -37,6 +37,9 @@ def test_it_starts_a_command_that_exists(unit):
     assert program == PROGRAM
     known = {name for parameter in main.commands[command].params for name in parameter.opts}
     assert set(options) <= known
+    assert "--quiet" not in options, (
+        "its log would not follow a message, nor say that what was wrong is well again"
+    )
 
 
 class TestWithSystemd:
