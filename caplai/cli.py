@@ -187,7 +187,9 @@ def engine(quiet: bool) -> None:
         from django.conf import settings
 
         from caplai.engine import Engine
+        from caplai.watch import logs
 
+        logs.tell_of_failed_threads()
         asyncio.run(Engine(config, settings.KEYRING).run())
 
 
@@ -206,6 +208,9 @@ def web(quiet: bool) -> None:
         from granian.constants import Interfaces
         from granian.log import LogLevels
 
+        from caplai.watch import logs
+
+        logs.tell_of_failed_threads()
         if not quiet:
             click.echo(f"web: {processes.url(config.address, port)}")
         connection.close()  # the worker is a fork of us, and a connection is for one process
@@ -218,6 +223,7 @@ def web(quiet: bool) -> None:
             blocking_threads=config.web_threads,
             websockets=False,
             log_level=LogLevels.error,
+            log_dictconfig={"loggers": {"_granian": {}}},  # with no handler of its own: by ours
             respawn_failed_workers=True,
         ).serve()
 

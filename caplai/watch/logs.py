@@ -1,7 +1,8 @@
 """Logs that hold no person: plain for people, JSON for machines, one line for each thing that happened.
 
-The text of an exception may carry a phone or a code, so only its class and place are written. Whatever a message
-says, runs of nine digits or more are cut out of it: a net under the rule that nobody logs a number, not the rule.
+The text of an exception may carry a phone or a code, so only its class and place are written, wherever it ends: in
+a thread, in a task of asyncio's, in a line that cannot be formatted. Whatever a message says, runs of nine digits or
+more are cut out of it: a net under the rule that nobody logs a number, not the rule.
 """
 
 import json
@@ -9,6 +10,7 @@ import logging
 import os
 import re
 import sys
+import threading
 import traceback
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -18,7 +20,12 @@ from typing import Any, Literal
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 """The id of the HTTP request that this thread answers; every line that is logged meanwhile carries it."""
 
+log = logging.getLogger(__name__)
+
 _NUMBER = re.compile(r"\d{9,}")
+_QUOTING = frozenset({"asyncio", "_granian"})
+"""Loggers whose messages go on with what their objects and exceptions say of themselves."""
+_QUOTED = re.compile(r"[\n(]")
 _PIPE_BUF = 4096
 """What Linux writes to a pipe in one piece (pipe(7)): several processes may share our stderr."""
 
@@ -60,6 +67,24 @@ def _lines(error: BaseException | None, seen: set[int]) -> list[str]:
     return lines
 
 
+def tell_of_failed_threads() -> None:
+    """Log the exception that ends a thread. Python would write its text to stderr."""
+
+    def told(args: threading.ExceptHookArgs) -> None:
+        if args.exc_value is not None and args.exc_type is not SystemExit:
+            name = args.thread.name if args.thread is not None else "?"
+            log.critical("the thread %s has ended", name, exc_info=args.exc_value)
+
+    threading.excepthook = told
+
+
+def _said(record: logging.LogRecord) -> str:
+    message = record.getMessage()
+    if record.name in _QUOTING:
+        message = _QUOTED.split(message, maxsplit=1)[0]
+    return without_numbers(message)
+
+
 def without_numbers(text: str) -> str:
     """The text with every long number, such as a phone or a code, cut out."""
     return _NUMBER.sub("…", text)
@@ -78,7 +103,7 @@ class Plain(logging.Formatter):
         return super().format(record)
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is logging's
-        record.message = without_numbers(record.message)
+        record.message = _said(record)
         return super().formatMessage(record) + "".join(f" {name}={value}" for name, value in _fields(record))
 
     def formatException(  # noqa: N802 - the name is logging's
@@ -100,7 +125,7 @@ class Json(logging.Formatter):
         if rows := getattr(record, "rows", None):
             head = json.dumps(line)[:-1]
             return "\n".join([head + row for row in record.step.json(rows)])  # type: ignore[attr-defined]
-        line["message"] = without_numbers(record.getMessage())
+        line["message"] = _said(record)
         line.update(_fields(record))
         if record.exc_info and record.exc_info[1] is not None:
             line["exception"] = describe(record.exc_info[1])
@@ -121,7 +146,7 @@ class Stderr(logging.Handler):
         if sys.__stderr__ is None:  # closed from the start: the number 2 may be anything's
             return
         try:
-            data = self.format(record).encode("utf-8", "backslashreplace") + b"\n"
+            data = self._line(record).encode("utf-8", "backslashreplace") + b"\n"
             start = 0
             while start < len(data):
                 end = (
@@ -134,8 +159,18 @@ class Stderr(logging.Handler):
                 start = end
         except OSError:
             pass  # nobody reads us any more (a closed pipe, a full disk): no reason to stop answering people
-        except Exception:
-            self.handleError(record)
+
+    def _line(self, record: logging.LogRecord) -> str:
+        try:
+            return self.format(record)
+        except Exception as error:  # logging's own complaint would quote all that was to be said
+            failed = (type(error), error, error.__traceback__)
+            says = "a line of the log could not be written"
+            return self.format(
+                logging.LogRecord(
+                    record.name, logging.ERROR, record.pathname, record.lineno, says, None, failed
+                )
+            )
 
 
 def _write(data: memoryview) -> None:

@@ -1,16 +1,27 @@
 """What a log line says of an exception: class and place, and nothing of what was handled."""
 
+import asyncio
+import gc
 import json
 import logging
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
-from caplai.watch.logs import Json, Plain, configuration, describe, request_id
+from caplai.watch.logs import (
+    Json,
+    Plain,
+    Stderr,
+    configuration,
+    describe,
+    request_id,
+    tell_of_failed_threads,
+)
 
-SECRET = "0123456789"
+SECRET, SECRET_WORD = "0123456789", "tram-xanh"
 
 
 def caught(function):
@@ -94,6 +105,48 @@ def test_a_line_has_its_fields_and_the_request_that_is_answered(form):
         assert (line["request"], line["status"]) == ("abc", 200)
     else:
         assert said.endswith("x: said request=abc status=200")
+
+
+@pytest.mark.parametrize("form", [Plain, Json])
+def test_a_line_that_cannot_be_formatted_tells_where_and_not_what(form, capfd):
+    handler = Stderr()
+    handler.setFormatter(form())
+    handler.handle(logging.LogRecord("x", logging.INFO, __file__, 1, "%d of %s", (SECRET, SECRET_WORD), None))
+    said = capfd.readouterr().err
+    assert "could not be written" in said and "builtins.TypeError" in said
+    assert SECRET not in said and SECRET_WORD not in said
+
+
+@pytest.mark.parametrize("form", [Plain, Json])
+def test_what_asyncio_says_of_a_task_that_failed_has_no_text_of_its_exception(form, caplog):
+    async def fails():
+        raise ValueError(SECRET_WORD)
+
+    async def main():
+        tasks = [asyncio.create_task(fails()) for _ in range(2)]
+        await asyncio.sleep(0)
+        asyncio.get_running_loop().call_soon(lambda task: 1 / 0, tasks[1])
+        await asyncio.sleep(0)
+
+    asyncio.run(main())
+    gc.collect()
+    for record in caplog.records:
+        record.exc_text = None  # as the formatter of pytest left it
+    said = "\n".join(form().format(record) for record in caplog.records)
+    assert "Exception in callback" in said and "builtins.ZeroDivisionError" in said
+    assert "Task exception was never retrieved" in said and "builtins.ValueError" in said
+    assert SECRET_WORD not in said
+
+
+def test_what_ends_a_thread_is_logged_without_its_text(monkeypatch, caplog):
+    monkeypatch.setattr(threading, "excepthook", None)
+    tell_of_failed_threads()
+    thread = threading.Thread(target=fails_on_a_code, name="beat")
+    thread.start()
+    thread.join()
+    [record] = caplog.records
+    said = Json().format(record)
+    assert "the thread beat has ended" in said and "builtins.ValueError" in said and SECRET not in said
 
 
 def test_json_is_what_is_logged_where_no_terminal_shows_it(monkeypatch):

@@ -1,7 +1,9 @@
 """A real engine and a real web server, seen as a monitoring system sees them."""
 
 import asyncio
+import os
 import re
+import signal
 import time
 import urllib.parse
 from collections import defaultdict
@@ -235,3 +237,20 @@ def test_a_port_that_is_taken_is_a_warning_and_the_engine_goes_on(conn, lan, tmp
                 assert await carrier.deliver(f"BH MK {CODE}") == Status.ESME_ROK
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+@pytest.mark.slow
+def test_a_web_server_s_worker_that_is_killed_is_told_in_our_form_and_replaced(conn, tmp_path):
+    async def scenario():
+        async with running(tmp_path, "web") as (_, web):
+            await web.ready(port=web.port)
+            children = Path(f"/proc/{web.process.pid}/task/{web.process.pid}/children").read_text().split()
+            os.kill(int(children[0]), signal.SIGKILL)
+            while "Unexpected exit from worker" not in web.log.read_text():
+                await asyncio.sleep(0.1)
+            await web.ready(port=web.port)
+            await web.ready()  # the listener of the new one has the port
+        return web.lines()
+
+    lines = asyncio.run(asyncio.wait_for(scenario(), 60))
+    assert [line["level"] for line in lines if line["logger"] == "_granian"] == ["ERROR"]
