@@ -21,7 +21,7 @@ from caplai.store.keyring import Keys
 
 
 def reissue_rules(config: Config, keyring: Keys, conn: psycopg.Connection) -> Rules:
-    """What the re-issue needs of the configuration; its wordings are interned in the store."""
+    """What the re-issue needs of the configuration; its wordings are interned ahead, so that no batch has to."""
     texts = config.reply_texts
     wordings = {
         (outcome, short_code): prepare(
@@ -34,7 +34,7 @@ def reissue_rules(config: Config, keyring: Keys, conn: psycopg.Connection) -> Ru
         for outcome in {Outcome.ISSUED, *ERRORS}
         for short_code in config.service.short_codes
     }
-    ids = queues.intern(conn, wordings.values())
+    queues.intern(conn, wordings.values())
     password = config.password
     return Rules(
         grammar=config.grammar,
@@ -45,7 +45,7 @@ def reissue_rules(config: Config, keyring: Keys, conn: psycopg.Connection) -> Ru
         guesses=config.signin.guesses,
         guess_window=config.signin.guess_window,
         keyring=lambda: keyring.ring("issuing"),
-        wordings={key: ids[text] for key, text in wordings.items()},
+        wordings=wordings,
         short_code=config.service.short_codes[0],
         mt_links=frozenset(config.senders),
         mt_link=config.service.mt_link or next(iter(config.senders), None),

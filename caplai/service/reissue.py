@@ -51,8 +51,9 @@ class Rules:
     guess_window: timedelta
     keyring: Callable[[], Keyring]
     """The issuing keys as they are now."""
-    wordings: Mapping[tuple[Outcome, str], int]
-    """The id of the wording that tells an outcome, for each short code."""
+    wordings: Mapping[tuple[Outcome, str], str]
+    """The wording that tells an outcome, for each short code. Its id is asked for in each transaction: a database
+    that came back from a backup may have others, and this process may outlive that."""
     short_code: str
     """The short code that texts name when a message came to one that is not configured."""
     mt_links: frozenset[str]
@@ -60,7 +61,7 @@ class Rules:
     mt_link: str | None
     """The link of messages that answer none, or whose own link may not send."""
 
-    def wording(self, outcome: Outcome, short_code: str) -> int:
+    def wording(self, outcome: Outcome, short_code: str) -> str:
         told = Outcome.ISSUED if outcome in GRANTED else outcome
         return self.wordings.get((told, short_code)) or self.wordings[told, self.short_code]
 
@@ -116,6 +117,8 @@ class _Ledger:
     long: bool
     key: str | None
     """The issuing key that is active now; None where no process has agreed on one yet."""
+    wordings: dict[str, int]
+    """The ids of the rules' wordings, of those that this database knows."""
     accounts: dict[str, str] = field(default_factory=dict)
     """Approved accounts only: code → registered phone."""
     cases: dict[str, _Case] = field(default_factory=dict)
@@ -272,7 +275,9 @@ def _gather(conn: psycopg.Connection, requests: Sequence[Request], rules: Rules)
         "select clock_timestamp(),"
         " coalesce((select (value->>'open')::bool from switch where name = 'service'), true),"
         " coalesce((select (value->>'until')::timestamptz > now() from switch where name = 'guess_alarm'), false),"
-        " (select id from key where kind = 'issuing' and state = 'active')"
+        " (select id from key where kind = 'issuing' and state = 'active'),"
+        " (select coalesce(jsonb_object_agg(text, id), '{}') from wording where text = any(%s::text[]))",
+        [sorted(set(rules.wordings.values()))],
     ).fetchone()
     assert row is not None
     ledger = _Ledger(*row)
@@ -355,7 +360,7 @@ def _write(
             " as j (account, id, texts) where c.account = j.account and c.id = j.id",
             _columns([(case.account, case.id, case.living.texts) for case in joined.values()], 3),
         )
-    _write_replies(conn, requests, decisions, cases, rules)
+    _write_replies(conn, ledger, requests, decisions, cases, rules)
     decided = [
         (request.inbox, str(decision.outcome), case.id if case else None)
         for request, decision, case in zip(requests, decisions, cases, strict=True)
@@ -410,11 +415,16 @@ def _open_cases(
 
 def _write_replies(
     conn: psycopg.Connection,
+    ledger: _Ledger,
     requests: Sequence[Request],
     decisions: Sequence[Decision],
     cases: Sequence[_Case | None],
     rules: Rules,
 ) -> None:
+    ids = ledger.wordings
+    if unknown := set(rules.wordings.values()) - ids.keys():
+        # Whoever adds the same ones at this moment has all its locks already, so nobody waits for long.
+        ids |= queues.intern(conn, unknown)
     rows: list[tuple[Any, ...]] = []
     for request, decision, case in zip(requests, decisions, cases, strict=True):
         if decision.outcome in SILENT:
@@ -424,7 +434,7 @@ def _write_replies(
             (
                 request.inbox,
                 str(decision.outcome),
-                rules.wording(decision.outcome, to.sender),
+                ids[rules.wording(decision.outcome, to.sender)],
                 case.account if case else None,
                 case.id if case else None,
                 case.living.expires_at if case else decision.until and whole_minute(decision.until),

@@ -500,7 +500,10 @@ def list_failed(
 
 
 def intern(conn: psycopg.Connection, texts: Iterable[str]) -> dict[str, int]:
-    """The ids of these wordings, added where they are new. Not to be called inside a transaction."""
+    """The ids of these wordings, added where they are new.
+
+    In a transaction it may wait for another one that adds the same: take all other locks before.
+    """
     wanted = sorted(set(texts))
     conn.execute(
         "insert into wording (text) select unnest(%s::text[]) on conflict (text) do nothing", [wanted]

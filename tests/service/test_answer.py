@@ -62,8 +62,26 @@ def test_the_last_part_waits_for_the_one_that_is_being_stored(beside):
     assert Inbox.objects.get().request_id == "p1"
 
 
+def test_a_process_that_outlives_its_database_says_what_is_meant(conn, rules, lan):
+    """A database that came back from a backup, or another one at the same address, numbers the texts anew."""
+    conn.execute("truncate wording restart identity")
+    conn.execute("insert into wording (text) select 'Old text ' || n from generate_series(1, 100) n")
+    with conn.transaction():
+        said = answer(conn, "vnpt", "one", whole(), rules, join=join, at_once=True)
+    assert said.startswith(f"Cap lai mat khau thanh cong. Tai khoan: {LAN}/")
+    with conn.transaction():
+        said = answer(conn, "vnpt", "two", whole("BH"), rules, join=join, at_once=True)
+    assert said.startswith("Tin nhan sai cu phap.")
+
+
 def test_a_reply_that_cannot_be_found_is_no_silence(conn, rules, lan):
-    conn.execute("truncate wording")  # as in a database older than this process
-    with pytest.raises(LookupError), conn.transaction():
-        answer(conn, "vnpt", "one", whole(), rules, join=join, at_once=True)
-    assert Inbox.objects.count() == 0
+    conn.execute(
+        "create function drop_it() returns trigger language plpgsql as 'begin return null; end';"
+        " create trigger drop_it before insert on outbox for each row execute function drop_it()"
+    )
+    try:
+        with pytest.raises(LookupError), conn.transaction():
+            answer(conn, "vnpt", "one", whole(), rules, join=join, at_once=True)
+        assert Inbox.objects.count() == 0
+    finally:
+        conn.execute("drop function drop_it cascade")
