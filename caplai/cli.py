@@ -597,17 +597,17 @@ def parked(retry: bool) -> None:
 def failed(count: int) -> None:
     """List the latest messages to phones that were given up: refused for good, or tried for too long.
 
-    Each line: its id, when, link, kind, the carrier's last status, and how often it was tried. Whoever
+    Each line: its id, when, link, kind, the carrier's last answer, and how often it was tried. Whoever
     waits for it can text again: the password of an open case is the same.
     """
-    with _ready(_config()):
-        from caplai.smpp.pdu import status_name
+    config = _config()
+    with _ready(config):
         from caplai.store.db import connect
         from caplai.store.queues import list_failed
 
         with connect() as conn:
             for message, when, link, kind, status, attempts in list_failed(conn, count):
-                said = "no answer" if status is None else status_name(status)
+                said = config.answer_said(link, status)
                 click.echo(f"{message:>12}  {when:%F %T %Z}  {link}  {kind}  {said}  {attempts}")
 
 

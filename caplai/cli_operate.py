@@ -42,7 +42,8 @@ def message(id_: str | None, link: str | None, phone: bool, code: bool, failed: 
         hint = " A phone or code is asked for; do not give it here." if phone or code else ""
         raise Failure(f"Name one message by its ID, or one of --phone, --code, --failed.{hint}", WRONG_USE)
     subject = _ask_subject(phone) if phone or code else None
-    with _ready(_config()):
+    config = _config()
+    with _ready(config):
         from caplai.service import trace
         from caplai.store.db import connect
 
@@ -55,7 +56,7 @@ def message(id_: str | None, link: str | None, phone: bool, code: bool, failed: 
                 if as_json:
                     click.echo(_json([dataclasses.asdict(line) for line in lines]))
                 else:
-                    _echo_lines(lines)
+                    _echo_lines(lines, config)
                 if not lines and subject is not None:
                     raise Failure("No message of it is known.")
                 return
@@ -69,7 +70,7 @@ def message(id_: str | None, link: str | None, phone: bool, code: bool, failed: 
         if as_json:
             click.echo(_json({**dataclasses.asdict(found), "waits_for": found.waits_for}))
         else:
-            for line in _life(found):
+            for line in _life(found, config):
                 click.echo(line)
 
 
@@ -101,17 +102,17 @@ def _json(value: Any) -> str:
     return json.dumps(value, default=plain, ensure_ascii=False, indent=2)
 
 
-def _echo_lines(lines: Any) -> None:
+def _echo_lines(lines: Any, config: Any) -> None:
     for line in lines:
         reply = line.reply or "-"
         if line.status:
-            reply += f" ({_status(line.status)})"
+            reply += f" ({config.answer_said(line.link, line.status)})"
         outcome = line.outcome or (f"parked ({line.error})" if line.error else "waiting")
         id_ = line.id if line.id is not None else "-"
         click.echo(f"{id_:>12}  {_time(line.at)}  {line.link:<10} {line.phone:<12} {outcome:<14} {reply}")
 
 
-def _life(found: Any) -> Any:
+def _life(found: Any, config: Any) -> Any:
     """The lines of a message's life, in the order in which it happened."""
     yield f"message {found.id} from {found.phone} to {found.destination} by {found.link}"
     if found.request_id:
@@ -136,8 +137,11 @@ def _life(found: Any) -> Any:
             yield f"            {'lives until' if case.lives else 'expired'} {_time(case.expires_at)}"
     for reply in found.replies:
         yield f"  reply {reply.id}  {reply.kind} to {reply.phone} by {reply.link}: {reply.state}"
-        said = f", the SMSC last said {_status(reply.status)}" if reply.status is not None else ""
+        answered = config.answer_said(reply.link, reply.status)
+        who = "the aggregator" if answered.startswith("HTTP") else "the SMSC"
+        said = f", {who} last said {answered}" if reply.status is not None else ""
         named = ", under an id of its own" if reply.named else ""
+        named = ", in the answer to its request" if reply.at_once else named
         yield f"            written {_time(reply.created_at)}, attempts: {reply.attempts}{said}{named}"
         if reply.settled_at:
             yield (
@@ -163,16 +167,6 @@ def _time(at: datetime) -> str:
 def _after(begun: datetime, ended: datetime) -> str:
     seconds = (ended - begun).total_seconds()
     return f"{seconds * 1000:.0f} ms later" if abs(seconds) < 10 else f"{seconds:.0f} s later"
-
-
-def _status(number: int) -> str:
-    """A command_status by its name in SMPP 3.4 (5.1.3)."""
-    from caplai.smpp.pdu import Status
-
-    try:
-        return Status(number).name
-    except ValueError:
-        return f"0x{number:08X}"
 
 
 # --- retention -------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from caplai.domain.grammar import Grammar
 from caplai.domain.issuing import DIGITS, LETTERS, guessable
 from caplai.domain.policy import Limit, Limits
 from caplai.domain.replies import Texts
+from caplai.smpp.pdu import status_name
 from caplai.store.keyfolder import KeyFolder
 from caplai.store.keyring import KeyringError, KeyringFile, Keys
 from caplai.watch import tracing
@@ -393,6 +394,15 @@ class Config(BaseSettings):
                 raise ConfigError(f"keys.source: {self.keys.source} is no caplai.store.keyring.Keys")
             return keys
         return KeyFolder(self.keyring_file) if self.keyring_file.is_dir() else KeyringFile(self.keyring_file)
+
+    def answer_said(self, link: str, status: int | None) -> str:
+        """The name of the last answer to a message that was sent by `link`: a command_status, or an aggregator's
+        HTTP status.
+        """
+        if status is None:
+            return "no answer"
+        over_http = any(link == aggregator.name for aggregator in self.aggregators)
+        return f"HTTP {status}" if over_http else status_name(status)
 
     @property
     def reply_texts(self) -> Texts:

@@ -14,7 +14,6 @@ from caplai.channels.links import Link
 from caplai.channels.trial import Trial
 from caplai.config import Config, ConfigError, load
 from caplai.local_postgres import LocalPostgresError
-from caplai.smpp.pdu import status_name
 from caplai.store.keyring import KeyringError
 from caplai.store.leases import Leases
 
@@ -161,7 +160,7 @@ def _database(config: Config) -> Iterator[Finding]:
             yield Finding("tables", True, "up to date")
             yield from _agreement(config, conn)
             yield _inbox(conn)
-            yield _replies(conn)
+            yield _replies(conn, config)
     except LocalPostgresError as error:
         says, _, mend = str(error).partition("\n")
         yield Finding("database", False, says, mend)
@@ -191,7 +190,7 @@ def _inbox(conn: psycopg.Connection) -> Finding:
     return Finding("inbox", well, says, mend)
 
 
-def _replies(conn: psycopg.Connection) -> Finding:
+def _replies(conn: psycopg.Connection, config: Config) -> Finding:
     """What carriers would not take, of the last messages only: the table is large."""
     rows = conn.execute(
         "select link, status, count(*) from outbox where state = 'failed'"
@@ -201,9 +200,7 @@ def _replies(conn: psycopg.Connection) -> Finding:
     ).fetchall()
     if not rows:
         return Finding("replies", True, f"of the last {LAST:,} none failed within a day")
-    each = (
-        f"{link} {'no answer' if status is None else status_name(status)} {n}" for link, status, n in rows
-    )
+    each = (f"{link} {config.answer_said(link, status)} {n}" for link, status, n in rows)
     mend = (
         "What the carrier says about these statuses decides: is the sender, or a setting of the link, wrong?"
     )

@@ -216,7 +216,9 @@ def test_doctor_says_what_is_wrong_and_how_to_mend_it(caplai, monkeypatch):
     assert "BAD  link mobi: " in said
 
 
-def test_messages_that_were_given_up_are_listed_and_doctor_tells_of_them(caplai, transactional_db):
+def test_messages_that_were_given_up_are_listed_and_doctor_tells_of_them(
+    caplai, transactional_db, monkeypatch
+):
     assert "ok   replies" in caplai("doctor").stdout
     with psycopg.connect(conninfo(), autocommit=True) as conn:
         conn.execute("insert into wording (id, text) overriding system value values (9999, 'Xin chao')")
@@ -224,16 +226,22 @@ def test_messages_that_were_given_up_are_listed_and_doctor_tells_of_them(caplai,
             "insert into outbox (kind, wording, link, sender, destination, state, status, attempts, settled_at)"
             " values ('issued', 9999, 'viettel', '8079', '84327000686', 'failed', 11, 1, now()),"
             " ('issued', 9999, 'mobi', '8079', '84327000686', 'failed', null, 40, now()),"
-            " ('issued', 9999, 'mobi', '8079', '84327000686', 'sent', 0, 1, now())"
+            " ('issued', 9999, 'mobi', '8079', '84327000686', 'sent', 0, 1, now()),"
+            " ('issued', 9999, 'agg', '8079', '84327000686', 'failed', 100, 1, now())"
         )
+    send = {"url": "http://127.0.0.1:1/", "secret": "s" * 32}
+    aggregator = {"name": "agg", "format": "json", "secrets": ["k" * 32], "send": send}
+    monkeypatch.setenv("CAPLAI_AGGREGATORS", json.dumps([aggregator]))
     lines = caplai("failed").stdout.splitlines()
     assert [line.split()[-4:] for line in lines] == [
         ["viettel", "issued", "ESME_RINVDSTADR", "1"],
         ["issued", "no", "answer", "40"],
+        ["issued", "HTTP", "100", "1"],
     ]
     assert caplai("failed", "--count", "1").stdout.splitlines() == lines[-1:]
     assert "84327000686" not in "".join(lines)
-    assert re.search(r"BAD  replies: .*viettel ESME_RINVDSTADR 1", caplai("doctor").stdout)
+    assert re.search(r"BAD  replies: .*viettel ESME_RINVDSTADR 1", said := caplai("doctor").stdout)
+    assert "agg HTTP 100 1" in said
 
 
 def test_wrong_configuration_is_wrong_use(caplai, monkeypatch):

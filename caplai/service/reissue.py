@@ -452,7 +452,7 @@ def _write_replies(
         "insert into outbox (inbox_id, kind, wording, account, case_id, until, link, sender, destination,"
         " destination_ton, destination_npi, message_id, state, attempts, settled_at)"
         " select r.*, case when answer is null then 'ready' else 'sent' end, (answer is not null)::int,"
-        " case when answer is not null then now() end"
+        " case when answer is not null then clock_timestamp() end"
         " from unnest(%s::bigint[], %s::text[], %s::int[], %s::text[], %s::uuid[], %s::timestamptz[], %s::text[],"
         " %s::text[], %s::text[], %s::smallint[], %s::smallint[], %s::text[])"
         " as r (inbox_id, kind, wording, account, case_id, until, link, sender, destination, ton, npi, answer)",

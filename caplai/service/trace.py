@@ -13,6 +13,7 @@ import psycopg
 
 from caplai.domain import msisdn
 from caplai.domain.policy import Outcome
+from caplai.store import queues
 
 _NEWEST = 200_000
 """So many of the newest replies are looked through for those that came to nothing."""
@@ -49,12 +50,14 @@ class Reply:
     state: str
     attempts: int
     status: int | None
-    """The SMSC's last command_status."""
+    """The SMSC's last command_status, or an aggregator's HTTP status."""
     claimed_by: str | None
     due_at: datetime
     settled_at: datetime | None
     named: bool
     """Whether the SMSC's message id is kept."""
+    at_once: bool
+    """Whether it went in the answer to the request that brought the message."""
     receipt: str | None
     receipt_at: datetime | None
 
@@ -260,10 +263,16 @@ def _replies(conn: psycopg.Connection, inbox: int, decided_at: datetime | None) 
         return []
     rows = conn.execute(
         "select o.id, o.kind, o.link, o.destination, o.created_at, o.state, o.attempts, o.status,"
-        " o.claimed_by, o.due_at, o.settled_at, o.message_id is not null, o.receipt,"
+        " o.claimed_by, o.due_at, o.settled_at,"
+        " coalesce(o.message_id <> %(answer)s, false), coalesce(o.message_id = %(answer)s, false), o.receipt,"
         " (select max(received_at) from receipt r where r.outbox_id = o.id)"
-        " from outbox o where o.id >= %s and o.id < %s and o.inbox_id = %s order by o.id",
-        [_first_from(conn, decided_at - _DECIDING), _first_from(conn, decided_at + _DECIDING), inbox],
+        " from outbox o where o.id >= %(from)s and o.id < %(to)s and o.inbox_id = %(inbox)s order by o.id",
+        {
+            "answer": queues.answer_name(inbox),
+            "from": _first_from(conn, decided_at - _DECIDING),
+            "to": _first_from(conn, decided_at + _DECIDING),
+            "inbox": inbox,
+        },
     ).fetchall()
     return [
         Reply(id_, kind, link, _masked_address(destination, msisdn.TON_INTERNATIONAL), *rest)

@@ -7,12 +7,15 @@ import pytest
 from click.testing import CliRunner
 from django.conf import settings
 
+from caplai.channels.aggregator_in import join
 from caplai.cli import main
 from caplai.service import trace
+from caplai.service.answer import answer
 from caplai.service.deliver import compose
 from caplai.service.reissue import reissue_inbox
 from caplai.store import queues
 from caplai.store.db import conninfo
+from caplai.store.queues import Arrival
 
 LAN, PHONE = "0123456789", "84327000686"
 
@@ -122,6 +125,22 @@ def test_an_aggregators_id_finds_its_message(conn, caplai):
     assert said.startswith(f"message {id_} ") and "request   R-17" in said
     none = caplai("R-18", "--link", "agg")
     assert none.exit_code == 1 and "no message of agg with this id" in none.stderr
+
+
+def test_an_answer_over_http_is_told_as_one(conn, rules, lan, caplai, monkeypatch):
+    aggregator = {"name": "agg", "format": "kannel", "secrets": ["k" * 16]}
+    monkeypatch.setenv("CAPLAI_AGGREGATORS", json.dumps([aggregator]))
+    with conn.transaction():
+        assert answer(
+            conn, "agg", "R-17", Arrival(PHONE, 1, 1, "8079", 0, "BH"), rules, join=join, at_once=True
+        )
+    said = caplai("R-17", "--link", "agg").stdout
+    assert "written" in said and "in the answer to its request" in said
+    assert "under an id" not in said
+    conn.execute("update outbox set state = 'failed', status = 400, message_id = null")  # a send URL's 400
+    said = caplai("R-17", "--link", "agg").stdout
+    assert "the aggregator last said HTTP 400" in said and "SMSC" not in said
+    assert "failed (HTTP 400)" in caplai("--failed").stdout
 
 
 def test_the_messages_of_a_phone_and_of_an_account(conn, rules, lan, caplai):
