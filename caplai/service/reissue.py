@@ -271,16 +271,20 @@ def _subjects(requests: Sequence[Request]) -> list[int]:
 def _gather(conn: psycopg.Connection, requests: Sequence[Request], rules: Rules) -> _Ledger:
     codes = sorted({request.command.code for request in requests if isinstance(request.command, Reissue)})
     phones = sorted({request.phone for request in requests if request.phone is not None})
+    texts = list(set(rules.wordings.values()))
     row = conn.execute(
         "select clock_timestamp(),"
         " coalesce((select (value->>'open')::bool from switch where name = 'service'), true),"
         " coalesce((select (value->>'until')::timestamptz > now() from switch where name = 'guess_alarm'), false),"
         " (select id from key where kind = 'issuing' and state = 'active'),"
-        " (select coalesce(jsonb_object_agg(text, id), '{}') from wording where text = any(%s::text[]))",
-        [sorted(set(rules.wordings.values()))],
+        " array(select w.id from unnest(%s::text[]) with ordinality as r (text, nth) left join wording w using (text)"
+        " order by nth)",
+        [texts],
     ).fetchone()
     assert row is not None
-    ledger = _Ledger(*row)
+    now, is_open, long, key, ids = row
+    wordings = {text: id_ for text, id_ in zip(texts, ids, strict=True) if id_ is not None}
+    ledger = _Ledger(now, is_open, long, key, wordings)
     since = ledger.now - _HISTORY
     if codes:
         ledger.accounts = dict(
