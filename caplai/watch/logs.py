@@ -100,6 +100,7 @@ class Plain(logging.Formatter):
         if rows := getattr(record, "rows", None):
             head = f"{self.formatTime(record)} {record.levelname} {record.name}: "
             return "\n".join([head + row for row in record.step.plain(rows)])  # type: ignore[attr-defined]
+        record.exc_text = None  # another handler may have left an exception's whole text here
         return super().format(record)
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is logging's
