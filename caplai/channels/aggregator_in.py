@@ -192,9 +192,12 @@ def _body(request: HttpRequest, most: int) -> bytes:
     if int(length) > most:
         raise _Refused(413)
     try:
-        return request.read(int(length)) if int(length) else b""
-    except OSError:  # it hung up
-        raise _Refused(400) from None
+        body = request.read(int(length)) if int(length) else b""
+    except OSError:
+        body = b""
+    if len(body) != int(length):  # it hung up: half a text is not what somebody wrote
+        raise _Refused(400, "the body is cut off")
+    return body
 
 
 def _pairs_of(request: HttpRequest, body: bytes) -> list[tuple[str, bytes]]:
@@ -312,6 +315,8 @@ def _addressed(aggregator: Aggregator, source: str, destination: str) -> Arrival
             raise _Refused(400, f"{name}: has characters that no address has")
     international = source[:1] in ("+", " ")
     source = source.strip().removeprefix("+")
+    if not source:
+        raise _Refused(400, "from: is missing")
     ton = msisdn.TON_INTERNATIONAL if international and source.isdecimal() else 0
     if any(char.isalpha() for char in source):
         ton = msisdn.TON_ALPHANUMERIC

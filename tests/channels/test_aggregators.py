@@ -249,6 +249,7 @@ def test_nonsense_is_named_and_nothing_stored(site):
         ({"from": PHONE, "to": "8079"}, "text: must be a string"),
         (message(**{"from": 84327000686}), "from: must be a string"),
         (message(**{"from": ""}), "from: is missing"),
+        (message(**{"from": "+ "}), "from: is missing"),
         (message(**{"from": "84\n32"}), "from: has characters"),
         (message(to="1234"), "to: is none of this aggregator's short codes"),
         (message(id="x" * 129), "id: is too long"),

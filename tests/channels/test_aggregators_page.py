@@ -51,10 +51,12 @@ def test_the_examples_of_the_page_are_answered(conn, lan):
     assert json.loads(signed) == {"id": "1002", "reply": kannel}
 
 
-def raw(port, request):
+def raw(port, request, *, hangs_up=False):
     """The whole answer to octets that no HTTP library would send."""
     with socket.create_connection(("127.0.0.1", port), 10) as connection:
         connection.sendall(request)
+        if hangs_up:
+            connection.shutdown(socket.SHUT_WR)
         answer = b""
         while data := connection.recv(65536):
             answer += data
@@ -83,4 +85,9 @@ def test_the_web_server_hands_everything_through(conn, lan):
         assert " 413 " in raw(
             site.port, f"POST /sms/vnpt/{SECRET}".encode() + end + b"Content-Length: 3000000\r\n\r\n"
         )
+        # Who hangs up in the midst of a text has sent none, and may send it again under the same id.
+        post = f"POST /sms/vnpt/{SECRET}?to=8079&from={PHONE}&id=cut".encode() + end
+        post += b"Content-Type: text/plain\r\nContent-Length: 16\r\n\r\n"
+        assert " 400 " in raw(site.port, post + b"BH MK 01234", hangs_up=True)
         assert Inbox.objects.count() == 3
+        assert REPLY in raw(site.port, post + b"BH MK " + LAN.encode())
