@@ -24,9 +24,10 @@ LONG = "Tài khoản của ông bà đã được cấp lại mật khẩu. " * 
 
 def due(attempts=1, age=timedelta(0)):
     return queues.Due(
-        id=1, kind="issued", link="viettel", sender="8079", destination="84327000686", destination_ton=1,
+        id=1, inbox_id=1, kind="issued", link="viettel", sender="8079", destination="84327000686", destination_ton=1,
         destination_npi=1, attempts=attempts, created_at=datetime.now(UTC) - age, wording="", until=None,
         account=None, case_id=None, key=None, version=None, length=None, alphabet=None, dead=False,
+        age=age.total_seconds(),
     )  # fmt: skip
 
 
