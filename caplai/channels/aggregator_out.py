@@ -52,6 +52,7 @@ class AggregatorOut:
         self._engine = engine
         self._stopping = False
         self._due = asyncio.Event()
+        self._claiming = False
         self._sending: set[asyncio.Task[None]] = set()
         self._quiet_until = 0.0
         self._state = "well"
@@ -83,8 +84,9 @@ class AggregatorOut:
         """Claim nothing new, and let what is under way end. What does not is due again when its lease has run out."""
         self._stopping = True
         self._due.set()
-        if self._sending:
-            await asyncio.wait(set(self._sending), timeout=grace)
+        end = time.monotonic() + grace
+        while time.monotonic() < end and (self._claiming or self._sending):
+            await asyncio.sleep(0.02)
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._sending.discard(task)
@@ -94,6 +96,7 @@ class AggregatorOut:
         room = (send.window if send else 100) - len(self._sending)
         if room <= 0 or time.monotonic() < self._quiet_until:
             return []
+        self._claiming = True
         try:
             return await self._database.run(
                 queues.claim_outbox, self.aggregator.name, self._engine, room, LEASE
@@ -101,6 +104,8 @@ class AggregatorOut:
         except psycopg.Error:
             self._say_state("the store is away")
             return []
+        finally:
+            self._claiming = False
 
     async def _wait_for_work(self) -> None:
         pause = max(0.0, self._quiet_until - time.monotonic()) or POLL

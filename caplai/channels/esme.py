@@ -48,6 +48,8 @@ HUNG = 1.5
 that a carrier waits: what came meanwhile it may have delivered to another engine since."""
 STORE_BACK = 5.0
 """Seconds without a failure after which a heartbeat tells that the store is back."""
+LAST_RESULTS = 2.0
+"""Seconds for writing, once unbound, what became of the last messages."""
 STANDING_BY = "held by another engine"
 BACKOFF = (0.5, 30.0)
 """Seconds between attempts to connect: the first pause and the longest; each is jittered."""
@@ -107,9 +109,7 @@ class Esme:
         """Send nothing new, finish the window and what waits for its commit, unbind."""
         self._stopping = True
         self._outbound.stop()
-        end = time.monotonic() + grace
-        while time.monotonic() < end and (self._inbound.busy or self._outbound.busy):
-            await asyncio.sleep(0.02)
+        await self._finish(grace, lambda: self._inbound.busy or self._outbound.busy)
         for connection in list(self._connections):
             connection.unbind()
         for connection in list(self._connections):
@@ -118,6 +118,13 @@ class Esme:
             except TimeoutError:
                 connection.close()
             await self._touch(connection, ended=True)
+        # The answers that an SMSC still gives when it is asked to unbind, and what will never be answered now.
+        await self._finish(LAST_RESULTS, lambda: self._outbound.busy)
+
+    async def _finish(self, seconds: float, busy: Callable[[], bool]) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and busy():
+            await asyncio.sleep(0.02)
 
     def wake(self) -> None:
         """Something may be due on this link."""

@@ -92,6 +92,7 @@ class Outbound:
         self._seen = _Seen(link.name)
         self._settled_event = asyncio.Event()
         self._unwritten = 0
+        self._claiming = False
         self._in_flight = 0
         self._begun: list[_Message] = []
         self._accepted: dict[int, dict[int, str]] = {}
@@ -109,8 +110,8 @@ class Outbound:
 
     @property
     def busy(self) -> bool:
-        """Whether a submit waits for its answer, or a result for being written."""
-        return bool(self._in_flight or self._unwritten)
+        """Whether messages are being claimed, a submit waits for its answer, or a result for being written."""
+        return bool(self._claiming or self._in_flight or self._unwritten)
 
     def wake(self) -> None:
         """Something may be due."""
@@ -182,6 +183,7 @@ class Outbound:
             began = time.monotonic()
             if connection and room > 0 and self._unwritten < 4 * BATCH:
                 self._written.clear()
+                self._claiming = True
                 try:
                     claimed = await self._database.run(
                         queues.claim_outbox, self._link.name, self._engine, min(room, BATCH), LEASE
@@ -189,6 +191,8 @@ class Outbound:
                 except psycopg.Error:
                     self._store_is(False)
                     await asyncio.sleep(POLL)
+                finally:
+                    self._claiming = False
                 connection = self._sender()  # we may have hung meanwhile, and somebody else holds the link
             waited = time.monotonic() - began
             for due in claimed:

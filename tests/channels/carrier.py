@@ -26,6 +26,8 @@ class Carrier:
         """In place of the two above: called with each submit, it answers as it likes (`respond`, `write`)."""
         self.message_id = str
         """The message_id of the nth submit."""
+        self.before_unbind_response = None
+        """Called when an unbind came, before it is answered."""
         self.deaf = False
         """Take nothing in and answer nothing, with the connection open."""
         self.heard = []
@@ -137,7 +139,10 @@ class _Connection:
         while data := await self.reader.read(65536):
             if self.carrier.deaf:
                 continue
-            self.carrier.heard += self._decoder.feed(data)
+            pdus = list(self._decoder.feed(data))
+            self.carrier.heard += pdus
+            if self.carrier.before_unbind_response and any(p.command_id == Command.UNBIND for p in pdus):
+                self.carrier.before_unbind_response()
             for event in self.session.receive(data, time.monotonic()):
                 self.handle(event)
             self.flush()
