@@ -227,8 +227,10 @@ def sweep_segments(conn: psycopg.Connection, link: str, join, patience: timedelt
     joined. Opens its own transaction.
     """
     ids: list[int] = []
+    conn.execute("delete from segment where joined_at < now() - interval '10 minutes'")
     with conn.transaction():
-        conn.execute("delete from segment where joined_at < now() - interval '10 minutes'")
+        # Every engine sweeps. Two that join the same set at once would take some of its rows each.
+        conn.execute("select pg_advisory_xact_lock(%s)", [named_lock(_ACCEPT, link)])
         late = _joined(conn, join, _LINK, patience=patience, link=link)
         if late:
             ids = _insert(conn, link, None, late)
@@ -312,9 +314,14 @@ def find_request(conn: psycopg.Connection, link: str, request_id: str) -> Waitin
 
 
 def lock_parts(conn: psycopg.Connection, link: str, part: Arrival) -> None:
-    """Wait until nobody else stores parts of the same message; needs a transaction, and holds until it ends."""
+    """Wait until nobody else stores parts of the same message or joins what waited too long; needs a transaction,
+    and holds until it ends.
+    """
     name = f"{link}/{part.source}/{part.destination}/{part.reference}/{part.total}"
-    conn.execute("select pg_advisory_xact_lock(%s)", [named_lock(_ACCEPT, name)])
+    conn.execute(
+        "select pg_advisory_xact_lock_shared(%s), pg_advisory_xact_lock(%s)",
+        [named_lock(_ACCEPT, link), named_lock(_ACCEPT, name)],
+    )
 
 
 def accept_part(

@@ -1,6 +1,10 @@
 """Accepting: what is the same message, also when its twin is only being committed."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+import pytest
 
 from caplai.store import queues
 from caplai.store.db import connect
@@ -69,3 +73,48 @@ def test_after_a_minute_it_is_a_new_message(conn):
     conn.execute("update inbox set received_at = received_at - interval '2 seconds'")
     queues.accept(conn, "viettel", new, [arrival(Suspect.UNCONFIRMED)], None)
     assert count(conn) == 2
+
+
+def part(number, total, reference=0):
+    return Arrival("84327000686", 1, 1, "8079", 0, None, reference, total, number, payload=b"x")
+
+
+def say_how_many(coding, parts, total):
+    return f"{len(parts)} of {total}"
+
+
+def sweep(begin):
+    with connect() as connection:
+        begin.wait()
+        return queues.sweep_segments(connection, "viettel", say_how_many, timedelta(seconds=60))
+
+
+def test_engines_that_sweep_at_once_join_each_set_as_a_whole(conn):
+    for reference in range(30):
+        parts = [part(number, 21, reference) for number in range(1, 21)]
+        queues.accept(conn, "viettel", None, parts, say_how_many)
+    conn.execute("update segment set received_at = now() - interval '2 minutes'")
+    begin = threading.Barrier(3)
+    with ThreadPoolExecutor(3) as engines:
+        swept = [ids for ids in engines.map(sweep, [begin] * 3) if ids]
+    assert sum(map(len, swept)) == 30
+    assert conn.execute("select text, count(*) from inbox group by text").fetchall() == [("20 of 21", 30)]
+
+
+@pytest.mark.parametrize("door", ["smpp", "aggregator"])
+def test_a_sweep_waits_for_the_last_part_that_is_being_stored(conn, door):
+    queues.accept(conn, "viettel", None, [part(1, 2)], say_how_many)
+    conn.execute("update segment set received_at = now() - interval '2 minutes'")
+    with ThreadPoolExecutor(1) as engine:
+        with connect() as storing, storing.transaction():
+            if door == "smpp":
+                queues.accept(storing, "viettel", None, [part(2, 2)], say_how_many)
+            else:
+                queues.lock_parts(storing, "viettel", part(2, 2))
+            swept = engine.submit(sweep, threading.Barrier(1))
+            with pytest.raises(TimeoutError):
+                swept.result(0.3)
+            if door == "aggregator":
+                whole = queues.accept_part(storing, "viettel", None, part(2, 2), say_how_many)
+                assert whole.text == "2 of 2"
+        assert swept.result(5) == []
