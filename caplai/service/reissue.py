@@ -220,6 +220,8 @@ def reissue_one_by_one(conn: psycopg.Connection, rules: Rules, count: int) -> in
                     last, claimed = message.id, time.monotonic()
                     decided = reissue(conn, [request_of(message, rules)], rules)
         except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled):
+            if message is None:  # not a subject: the inbox itself cannot be read
+                raise
             continue
         except Exception as error:
             if message is None or not is_at_fault_itself(error):

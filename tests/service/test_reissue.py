@@ -3,12 +3,13 @@
 import threading
 from datetime import timedelta
 
+import psycopg
 import pytest
 from django.conf import settings
 from django.db.models import F
 
 from caplai.service.deliver import compose
-from caplai.service.reissue import reissue_inbox
+from caplai.service.reissue import reissue_inbox, reissue_one_by_one
 from caplai.store import queues
 from caplai.store.db import connect
 from caplai.store.models import Account, Case, Guess, Inbox, Outbox, Switch
@@ -300,6 +301,13 @@ def test_sixteen_accounts_on_one_phone_with_a_limit_of_five_get_five(conn, rules
         sixteen_at_once(lambda connection, n: reissue_inbox(connection, rules, 1))
     assert outcomes().count("issued") == 5
     assert Case.objects.filter(ended_at=None).count() == 5
+
+
+def test_an_inbox_that_cannot_be_read_is_not_asked_for_each_of_its_messages(conn, rules):
+    with connect() as other, other.transaction():
+        other.execute("lock table inbox in access exclusive mode")
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            reissue_one_by_one(conn, rules, 10)
 
 
 def now():
