@@ -86,10 +86,10 @@ def _a_refusal_for_now_is_for_good() -> AbstractContextManager:
 
 def _every_engine_holds_the_link() -> AbstractContextManager:
     async def hold(self, link, binds):
-        self.server.leases.setdefault(link, self.engine)
+        self.server.leases.setdefault((link, 0), self.engine)
         return True
 
-    return patch.object(Leases, "hold", hold)
+    return patch.multiple(Leases, hold=hold, age=lambda self, link: 0.0)
 
 
 def _a_batch_of_results_that_cannot_be_written_is_forgotten() -> AbstractContextManager:

@@ -14,7 +14,8 @@ from uuid import UUID
 
 import psycopg
 
-from caplai.store.queues import REDELIVERY, Arrival, Settled, Suspect
+from caplai.channels import inbound
+from caplai.store.queues import REDELIVERY, Accepted, Arrival, Settled, Suspect
 from tests.simulation import clock
 
 
@@ -79,7 +80,8 @@ class QueueModel:
 
     def accept(
         self, now: datetime, link: str, session: int | None, arrivals: Sequence[Arrival], join
-    ) -> datetime:
+    ) -> Accepted:
+        known = 0
         whole = [arrival for arrival in arrivals if arrival.text is not None]
         parts = [arrival for arrival in arrivals if arrival.text is None]
         stored = list(self.segments)
@@ -89,20 +91,25 @@ class QueueModel:
                 s.arrival.payload == part.payload and self._is_twin(now, link, session, part, s) for s in same
             )
             waiting = [s for s in self.segments if _part_key(s) == _part_key_of(link, part)]
-            if not twin and not any(s.joined_at is None for s in waiting):
+            if twin or any(s.joined_at is None for s in waiting):
+                known += 1
+            else:
                 self.segments.append(Segment(now, link, session, part))
         if parts:
             sources = {part.source for part in parts}
             whole += self._joined(now, join, lambda s: s.link == link and s.arrival.source in sources)
-        self._insert(now, link, session, whole)
-        return now
+        ids = self._insert(now, link, session, whole)
+        return Accepted(now, ids, known + len(whole) - len(ids))
 
-    def sweep_segments(self, now: datetime, link: str, join, patience: timedelta) -> None:
+    def sweep_segments(self, now: datetime, link: str, join, patience: timedelta) -> list[int]:
         self.segments = [s for s in self.segments if not s.joined_at or s.joined_at >= now - _KEPT]
-        self._insert(now, link, None, self._joined(now, join, lambda s: s.link == link, patience))
+        return self._insert(now, link, None, self._joined(now, join, lambda s: s.link == link, patience))
 
-    def _insert(self, now: datetime, link: str, session: int | None, arrivals: Sequence[Arrival]) -> None:
+    def _insert(
+        self, now: datetime, link: str, session: int | None, arrivals: Sequence[Arrival]
+    ) -> list[int]:
         stored = list(self.inbox)
+        ids = []
         for a in arrivals:
             if not any(
                 row.text == a.text
@@ -113,6 +120,8 @@ class QueueModel:
                 id_ = len(self.inbox) + 1
                 assert a.text is not None
                 self.inbox.append(Inbox(id_, now, link, session, a.source, a.destination, a.text))
+                ids.append(id_)
+        return ids
 
     def _is_twin(
         self, now: datetime, link: str, session: int | None, a: Arrival, stored: Inbox | Segment
@@ -228,8 +237,8 @@ class Server:
         """Seconds that the work of a transaction takes, at most."""
         self.loses = 0.0
         """The share of calls whose connection breaks."""
-        self.leases: dict[str, str] = {}
-        """Link → the engine whose connection holds its lock."""
+        self.leases: dict[tuple[str, int], str] = {}
+        """Link and slot → the engine whose connection holds its lock."""
         self.bugs: list[str] = []
         """What the model itself failed with."""
         self.on_commit: Callable[[str, str, Any, Any], None] = lambda engine, name, args, result: None
@@ -267,10 +276,9 @@ class Database:
         self._calls: set[asyncio.Task[None]] = set()
 
     async def run(self, function: Callable[..., Any] | str, *args: Any) -> Any:
-        name = function if isinstance(function, str) else function.__name__
         loop = asyncio.get_running_loop()
         reply = loop.create_future()
-        call = loop.create_task(self._serve(name, args, reply))
+        call = loop.create_task(self._serve(function, args, reply))
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
         return await reply
@@ -279,19 +287,21 @@ class Database:
         """The engine is gone. What it had begun is undone, or was on its way to being committed."""
         self.dead = True
 
-    async def _serve(self, name: str, args: tuple, reply: asyncio.Future) -> None:
+    async def _serve(self, function: Callable[..., Any] | str, args: tuple, reply: asyncio.Future) -> None:
         try:
-            result = await self._transaction(name, args, reply)
+            result = await self._transaction(function, args, reply)
         except Exception as error:
-            if not isinstance(error, psycopg.Error):
-                self.server.bugs.append(f"{name}: {error!r}")
+            if not isinstance(error, psycopg.Error | TimeoutError):
+                self.server.bugs.append(f"{function}: {error!r}")
             if not reply.done():
                 reply.set_exception(error)
         else:
             if not reply.done():
                 reply.set_result(result)
 
-    async def _transaction(self, name: str, args: tuple, reply: asyncio.Future) -> Any:
+    async def _transaction(
+        self, function: Callable[..., Any] | str, args: tuple, reply: asyncio.Future
+    ) -> Any:
         server, draw = self.server, self.server.draw
         breaks = draw.choice(_BREAKS) if draw.random() < server.loses else None
         work, late, commits = draw.random() * server.slow, draw.random() * 4.0, draw.random() < 0.5
@@ -301,6 +311,7 @@ class Database:
             raise psycopg.OperationalError("the connection failed")
         if breaks == "before":
             raise psycopg.OperationalError("the connection is lost")
+        name, args = _called(function, args)
         starts, began, who = server.starts, clock.now(), object()
         try:
             if name == "accept":
@@ -329,25 +340,44 @@ class Database:
         return answer
 
 
+def _called(function: Callable[..., Any] | str, args: tuple) -> tuple[str, tuple]:
+    """The function of queues.py that is called in the end, by name, and with what."""
+    if function is inbound._in_time:
+        deadline, inner, *rest = args
+        return inbound._in_time(None, deadline, lambda _, *a: (inner.__name__, a), *rest)  # type: ignore[arg-type]
+    return (function if isinstance(function, str) else function.__name__), args
+
+
 class Leases:
-    """As `caplai.store.leases.Leases`, for links with one bind."""
+    """As `caplai.store.leases.Leases`."""
 
     def __init__(self, server: Server, engine: str) -> None:
         self.server, self.engine = server, engine
         self._starts = server.starts
         self._connected = True
+        self._certain_at = float("-inf")
 
     def cut(self) -> None:
         """The connection that holds the leases is lost: the server frees them, we learn of it when we ask."""
         self._connected = False
-        for link in [link for link, holder in self.server.leases.items() if holder == self.engine]:
-            del self.server.leases[link]
+        for slot in [slot for slot, holder in self.server.leases.items() if holder == self.engine]:
+            del self.server.leases[slot]
+
+    def age(self, link: str) -> float:
+        return asyncio.get_running_loop().time() - self._certain_at
 
     async def hold(self, link: str, binds: int) -> bool:
-        assert binds == 1
+        asked = asyncio.get_running_loop().time()
         await asyncio.sleep(TRAVEL)
         if self.server.away or not self._connected or self._starts != self.server.starts:
             self._connected, self._starts = True, self.server.starts
             await asyncio.sleep(self.server.draw.random())
             raise psycopg.OperationalError("the connection is lost")
-        return self.server.leases.setdefault(link, self.engine) == self.engine
+        slots = [(link, slot) for slot in range(binds)]
+        held = any(self.server.leases.get(slot) == self.engine for slot in slots)
+        if not held and (free := [slot for slot in slots if slot not in self.server.leases]):
+            self.server.leases[free[0]] = self.engine
+            held = True
+        if held:
+            self._certain_at = asked
+        return held

@@ -139,7 +139,9 @@ class Both(RuleBasedStateMachine):
         number = data.draw(st.sampled_from([*self.sessions]))
         real = queues.accept(self.conn, link, self.sessions[number], batch, join)
         self.now += timedelta(milliseconds=10)
-        self.stored.append((self.model.accept(self.now, link, number, batch, join), real))
+        model = self.model.accept(self.now, link, number, batch, join)
+        assert (len(model.ids), model.known) == (len(real.ids), real.known)
+        self.stored.append((model.at, real.at))
         self.compare()
 
     @precondition(lambda self: self.stored)
@@ -153,8 +155,8 @@ class Both(RuleBasedStateMachine):
     @rule(patience=st.sampled_from([5, 60]))
     def sweep(self, patience):
         wait = timedelta(seconds=patience)
-        queues.sweep_segments(self.conn, "link", join, wait)
-        self.model.sweep_segments(self.now, "link", join, wait)
+        real = queues.sweep_segments(self.conn, "link", join, wait)
+        assert len(self.model.sweep_segments(self.now, "link", join, wait)) == len(real)
         self.compare()
 
     @rule(link=st.sampled_from(["link", "link", "other"]))

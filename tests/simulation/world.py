@@ -118,6 +118,7 @@ def _due(row: Outbox) -> Due:
     """The row as it is claimed, with its case's inputs."""
     return Due(
         id=row.id,
+        inbox_id=row.inbox_id,
         kind="issued",
         link=row.link,
         sender="8079",
@@ -135,6 +136,7 @@ def _due(row: Outbox) -> Due:
         length=6,
         alphabet=DIGITS,
         dead=False,
+        age=(clock.now() - row.created_at).total_seconds(),
     )
 
 
@@ -185,8 +187,9 @@ class World:
             bind=draw.choice(["transceiver", "transceiver", "pair"]),
             enquire_link=draw.choice([1.0, 4.0]),
             response_timeout=draw.choice([1.0, 5.0]),
+            submit_timeout=draw.choice([1.0, 5.0]),
         )
-        carrier.engines_window, carrier.engines_timeout = self.link.window, self.link.response_timeout
+        carrier.engines_window, carrier.engines_timeout = self.link.window, self.link.submit_timeout
         carrier.trace, carrier.on_acknowledged = self.trace, self.acknowledged
         carrier.on_submit = self.arrived
         carrier.on_overrun = lambda count: self.break_(f"{count} submits in a window of {self.link.window}")
@@ -458,7 +461,7 @@ class World:
             return "a text has no outcome"
         if left := [row.id for row in model.outbox.values() if row.state in ("ready", "claimed")]:
             return f"replies {left} are not settled"
-        holder = self.server.leases.get(self.link.name)
+        holder = self.server.leases.get((self.link.name, 0))
         bound = self.carrier.bound
         if holder is None or len(bound) != (2 if self.link.bind == "pair" else 1):
             return f"{len(bound)} binds, the lease with {holder}"
