@@ -47,8 +47,8 @@ class Text:
     """The parts that were not acknowledged yet."""
     doubtful: bool = False
     """It was delivered more than once, or refused: it need not be told from the one before."""
-    connection: "Connection | None" = None
-    """By which its last part was acknowledged."""
+    connections: set["Connection"] = field(default_factory=set)
+    """By which its parts were acknowledged."""
 
     @property
     def acknowledged(self) -> bool:
@@ -214,7 +214,7 @@ class Carrier:
         self.trace(f"carrier has for text {text_.number}.{part}: {status!r}")
         if ok:
             text_.waiting.discard(part)
-            text_.connection = connection
+            text_.connections.add(connection)
             self.on_acknowledged(text_, part)
         else:
             text_.doubtful = True

@@ -11,6 +11,7 @@
 """
 
 import asyncio
+import functools
 import hashlib
 import logging
 import random
@@ -24,6 +25,7 @@ from caplai.channels.esme import Esme
 from caplai.channels.links import Link
 from caplai.domain.issuing import DIGITS, VERSION, Inputs, Keyring, derive
 from caplai.service.deliver import MAX_ATTEMPTS
+from caplai.smpp import text
 from caplai.smpp.session import Response
 from caplai.store.queues import Due
 from tests.simulation import clock
@@ -127,7 +129,7 @@ def _due(row: Outbox) -> Due:
         destination_npi=None,
         attempts=row.attempts,
         created_at=row.created_at,
-        wording="{code}/{password}",
+        wording=_wording(row.destination),
         until=None,
         account=row.account,
         case_id=row.case_id,
@@ -140,19 +142,21 @@ def _due(row: Outbox) -> Due:
     )
 
 
-def _due_of(context) -> Due:
-    """What a submit was made of; our replies have one part."""
-    return context if isinstance(context, Due) else context[0].due
+def _wording(source: str) -> str:
+    """Every third person's reply has three parts."""
+    return "{code}/{password}" + (" dai dong" * 40 if int(source) % 3 == 0 else "")
 
 
 def _case(source: str) -> tuple[str, UUID]:
     return source[-10:], UUID(int=int(source))
 
 
-def reply(source: str) -> bytes:
-    """The one text that the phone must get."""
+@functools.cache
+def parts(source: str, row: int) -> list[bytes]:
+    """The one text that the phone must get, as the row's submits."""
     code, case = _case(source)
-    return f"{code}/{derive(_KEYS.keys['k1'], Inputs(VERSION, case, code, 6, DIGITS))}".encode()
+    password = derive(_KEYS.keys["k1"], Inputs(VERSION, case, code, 6, DIGITS))
+    return text.split(_wording(source).format(code=code, password=password), row)
 
 
 class Store(QueueModel):
@@ -185,6 +189,7 @@ class World:
             window=draw.choice([1, 2, 10]),
             tps=draw.choice([0, 0, 3, 50]),
             bind=draw.choice(["transceiver", "transceiver", "pair"]),
+            binds=draw.choice([1, 1, 1, 2]),
             enquire_link=draw.choice([1.0, 4.0]),
             response_timeout=draw.choice([1.0, 5.0]),
             submit_timeout=draw.choice([1.0, 5.0]),
@@ -196,11 +201,12 @@ class World:
         self.engines: dict[str, Engine] = {}
         self.claims: dict[int, list[str]] = defaultdict(list)
         """Row → whose each of its claims was."""
-        self.submitted: Counter[tuple[int, str, int]] = Counter()
-        """(row, engine, attempt) → submits."""
+        self.submitted: Counter[tuple[int, str, int, int]] = Counter()
+        """(row, engine, attempt, part) → submits."""
         self.settled_at: dict[int, int] = {}
         """Row → how many claims it had had when it was settled for good."""
-        self.told: dict[tuple[str, int], Response] = {}
+        self.told: dict[tuple[str, int, int], Response] = {}
+        """(engine, row, part) → the last answer of the carrier that ended it; part 0: a refusal for good."""
         """(engine, row) → what the engine was told of it, if that was final."""
 
     # --- what is seen ---
@@ -223,33 +229,39 @@ class World:
 
         def watched_request(pdu, now, context=None):
             sequence = request(pdu, now, context)
-            self.submits(engine, session, _due_of(context))
+            self.submits(engine, session, context[0].due, context[1])
             return sequence
 
         def watched_receive(data, now):
             events = receive(data, now)
             for event in events:
                 if isinstance(event, Response) and (event.accepted or event.pdu.status == FOR_GOOD):
-                    self.told[engine.name, _due_of(event.context).id] = event
+                    message, number = event.context
+                    self.told[engine.name, message.due.id, number if event.accepted else 0] = event
             return events
 
         session.request, session.receive = watched_request, watched_receive
         return connection
 
-    def submits(self, engine: Engine, session, due: Due) -> None:
-        self.trace(f"{engine.name} submits row {due.id}, attempt {due.attempts}")
+    def submits(self, engine: Engine, session, due: Due, number: int) -> None:
+        self.trace(f"{engine.name} submits row {due.id}.{number}, attempt {due.attempts}")
         self.counts["submits"] += 1
         if self.claims[due.id][due.attempts - 1 : due.attempts] != [engine.name]:
             self.break_(f"{engine.name} submits row {due.id}, which it has not claimed")
-        self.submitted[due.id, engine.name, due.attempts] += 1
-        if self.submitted[due.id, engine.name, due.attempts] > 1:
-            self.break_(f"{engine.name} submits row {due.id} twice for one claim")
+        self.counts["further parts"] += number > 1
+        self.submitted[due.id, engine.name, due.attempts, number] += 1
+        if self.submitted[due.id, engine.name, due.attempts, number] > 1:
+            self.break_(f"{engine.name} submits row {due.id}.{number} twice for one claim")
         if due.attempts >= self.settled_at.get(due.id, 1000):
             self.break_(f"{engine.name} submits row {due.id} after it was settled")
-        told = self.told.get((engine.name, due.id))
-        since = self.claims[due.id][_due_of(told.context).attempts : due.attempts] if told else []
-        if told and set(since) == {engine.name}:
-            self.break_(f"{engine.name} submits row {due.id} again, although it was told what became of it")
+        for part in (0, number):
+            told = self.told.get((engine.name, due.id, part))
+            if told is not None:
+                since = self.claims[due.id][told.context[0].due.attempts : due.attempts]  # type: ignore[index]
+                if set(since) <= {engine.name}:
+                    self.break_(
+                        f"{engine.name} submits row {due.id}.{number} again, although it was told of it"
+                    )
         if session.pending > self.link.window:
             self.break_(f"{session.pending} submits pending in a window of {self.link.window}")
         now = self.loop.time()
@@ -261,7 +273,8 @@ class World:
             self.break_(f"{len(engine.submits)} submits within a second with tps = {tps}")
 
     def arrived(self, submit: Submit) -> None:
-        if submit.body != reply(submit.destination):
+        rows = [row.id for row in self.server.model.outbox.values() if row.destination == submit.destination]
+        if not any(submit.body in parts(submit.destination, row) for row in rows):
             self.break_(f"{submit.destination} gets a text that is not its own")
 
     def acknowledged(self, text_: Text, part: int) -> None:
@@ -461,12 +474,10 @@ class World:
             return "a text has no outcome"
         if left := [row.id for row in model.outbox.values() if row.state in ("ready", "claimed")]:
             return f"replies {left} are not settled"
-        holder = self.server.leases.get((self.link.name, 0))
-        bound = self.carrier.bound
-        if holder is None or len(bound) != (2 if self.link.bind == "pair" else 1):
-            return f"{len(bound)} binds, the lease with {holder}"
-        if any(connection.transport.wire.owner.name != holder for connection in bound):
-            return "the bind is not the lease holder's"
+        holders = set(self.server.leases.values())
+        bound = Counter(connection.transport.wire.owner.name for connection in self.carrier.bound)
+        if len(holders) != self.link.binds or bound != dict.fromkeys(holders, len(self.link.bind_kinds)):
+            return f"the binds are {bound}, the leases with {sorted(holders)}"
         return ""
 
     def check(self) -> None:
@@ -476,7 +487,9 @@ class World:
         for text_ in self.carrier.texts:
             texts[text_.source, text_.words].append(text_)
         for key, sent in texts.items():
-            clean = not any(t.doubtful for t in sent) and len({id(t.connection) for t in sent}) == 1
+            clean = (
+                not any(t.doubtful for t in sent) and len(set().union(*(t.connections for t in sent))) == 1
+            )
             least = len(sent) if clean else 1
             if not least <= stored[key] <= len(sent):
                 self.break_(f"texts {[t.number for t in sent]} are stored {stored[key]} times")
@@ -487,14 +500,15 @@ class World:
         if any(answered[row.id] != 1 or row.outcome is None for row in model.inbox):
             self.break_("a text has not exactly one outcome and reply")
         for row in model.outbox.values():
-            told = [event for (_, id_), event in self.told.items() if id_ == row.id]
-            if not any(event.accepted == (row.state == "sent") for event in told):
+            whole = parts(row.destination, row.id)
+            needed = range(1, len(whole) + 1) if row.state == "sent" else [0]
+            if not any(all((name, row.id, n) in self.told for n in needed) for name in self.engines):
                 self.break_(f"reply {row.id} is {row.state}, and no answer of the carrier says so")
             if row.attempts > MAX_ATTEMPTS:
                 self.break_(f"reply {row.id} was tried {row.attempts} times")
-            arrived = any(s.taken for s in self.carrier.submits if s.destination == row.destination)
-            if row.state == "sent" and not arrived:
-                self.break_(f"reply {row.id} is sent, and its phone got nothing")
+            arrived = {s.body for s in self.carrier.submits if s.taken and s.destination == row.destination}
+            if row.state == "sent" and not arrived.issuperset(whole):
+                self.break_(f"reply {row.id} is sent, and its phone has not got the whole of it")
         self.broken += self.server.bugs
         counts["texts"], counts["redelivered"] = (
             len(self.carrier.texts),
