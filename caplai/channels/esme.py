@@ -212,7 +212,7 @@ class Esme:
                 self._say_state(f"cannot connect: {error.__class__.__name__}")
             else:
                 self._connections.append(connection)
-                if not self._leased.is_set():  # lost while we were connecting
+                if self._stopping or not self._leased.is_set():  # since we were connecting
                     connection.close()
                 await connection.ended.wait()
                 self._connections.remove(connection)

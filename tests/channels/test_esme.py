@@ -458,6 +458,29 @@ def test_a_refused_bind_is_tried_again_with_growing_pauses(scenario, conn):
     scenario(play, carrier={"password": "another"})
 
 
+def test_a_connection_that_is_made_while_the_link_stops_is_closed(conn, monkeypatch):
+    async def play():
+        async with Carrier() as carrier, engine(carrier) as running:
+            loop = asyncio.get_running_loop()
+            connect, asked, may = loop.create_connection, asyncio.Event(), asyncio.Event()
+
+            async def connect_slowly(*arguments, **options):
+                asked.set()
+                await may.wait()
+                return await connect(*arguments, **options)
+
+            await carrier.bound()
+            monkeypatch.setattr(loop, "create_connection", connect_slowly)
+            carrier.drop()
+            await asked.wait()
+            binds = len(carrier.binds)
+            await running.ways[0].stop()
+            may.set()
+            await carrier.until(lambda: len(carrier.binds) > binds and not carrier.connections, 3.0)
+
+    asyncio.run(play())
+
+
 def test_the_window_is_kept(scenario, conn):
     async def play(carrier):
         await carrier.bound()
