@@ -84,14 +84,15 @@ def _wrong_address(pdu: ShortMessage) -> Status | None:
 _SAR = (Tag.SAR_MSG_REF_NUM, Tag.SAR_TOTAL_SEGMENTS, Tag.SAR_SEGMENT_SEQNUM)
 
 
-def _in_time(conn: psycopg.Connection, deadline: float, function: Callable[..., _T], *args: object) -> _T:
-    """`function(conn, …)`, unless we hung and the carrier has long delivered to another engine: OSError then.
+def _in_time(conn: psycopg.Connection, arrived: float, function: Callable[..., _T], *args: object) -> _T:
+    """`function(conn, …, waited)`, unless we hung and the carrier has long delivered to another engine: OSError then.
 
     (Once the transaction is open, the server ends it if we hang: store/db.py.)
     """
-    if time.monotonic() > deadline:
+    waited = time.monotonic() - arrived
+    if waited > PATIENCE:
         raise TimeoutError
-    return function(conn, *args)
+    return function(conn, *args, waited)
 
 
 class Inbound:
@@ -206,8 +207,8 @@ class Inbound:
     async def _store(self, connection: Connection, items: list[_Arrived]) -> None:
         """Commit deliveries of one connection, then answer them."""
         try:
-            deadline = min(arrived for _, _, arrived in items) + PATIENCE
-            await self._commit(connection, [pdu for _, pdu, _ in items], deadline)
+            first = min(arrived for _, _, arrived in items)
+            await self._commit(connection, [pdu for _, pdu, _ in items], first)
         except Exception as error:
             if not is_at_fault_itself(error):
                 self._store_failed(items, error)
@@ -234,7 +235,7 @@ class Inbound:
             if not (isinstance(error, psycopg.Error) and error.sqlstate):
                 self._doubt(connection, pdu)  # the server said nothing: it may have committed all the same
 
-    async def _commit(self, connection: Connection, pdus: list[ShortMessage], deadline: float) -> None:
+    async def _commit(self, connection: Connection, pdus: list[ShortMessage], first: float) -> None:
         link = self._link.name
         receipts = [self._receipt(pdu) for pdu in pdus if receipt.is_receipt(pdu)]
         if receipts:
@@ -246,7 +247,7 @@ class Inbound:
         if arrivals:
             began = time.monotonic()
             stored = await self._database.run(
-                _in_time, deadline, queues.accept, link, connection.store_session, arrivals, self._join
+                _in_time, first, queues.accept, link, connection.store_session, arrivals, self._join
             )
             connection.acknowledged.append((time.monotonic(), stored.at))
             metrics.redelivered.labels(link).inc(stored.known)

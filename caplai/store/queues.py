@@ -127,14 +127,16 @@ class Settled:
 # --- inbox -----------------------------------------------------------------------------------------
 
 # A suspect is the same message as a stored one with the same link, addresses and body, if that one's
-# acknowledgement may not have arrived.
+# acknowledgement may not have arrived; or if that one came by another bind while the suspect waited here: because we
+# did not answer, the carrier delivered it there.
 _TWIN = """
     stored.link = %(link)s and stored.source = a.source and stored.destination = a.destination
     and stored.received_at > now() - %(redelivery)s
     and (a.suspect = 2 or (
         stored.session is distinct from %(session)s
-        and stored.received_at > coalesce(
-            (select s.confirmed_at from link_session s where s.id = stored.session), '-infinity')))
+        and stored.received_at > least(
+            now() - %(waited)s * interval '1 second',
+            coalesce((select s.confirmed_at from link_session s where s.id = stored.session), '-infinity'))))
 """
 
 _INSERT_INBOX = f"""
@@ -184,9 +186,15 @@ _FROM_THESE = f"{_LINK} and source = any(%(source)s)"
 
 
 def accept(
-    conn: psycopg.Connection, link: str, session: int | None, arrivals: Sequence[Arrival], join
+    conn: psycopg.Connection,
+    link: str,
+    session: int | None,
+    arrivals: Sequence[Arrival],
+    join,
+    waited: float = 0.0,
 ) -> Accepted:
-    """Store what arrived by `link`, committed when this returns. Redeliveries fall out, parts are joined.
+    """Store what arrived by `link`, the first of it `waited` seconds ago; committed when this returns. Redeliveries
+    fall out, parts are joined.
 
     `join(coding, parts: dict[int, bytes], total) -> str` makes the text of a long message; it is the
     caller's, who knows the link's alphabet. Raises psycopg.Error when nothing is certain: the carrier must
@@ -201,12 +209,12 @@ def accept(
         whole = [arrival for arrival in arrivals if arrival.text is not None]
         parts = [arrival for arrival in arrivals if arrival.text is None]
         if parts:
-            cursor = conn.execute(_INSERT_SEGMENTS, _columns(link, session, parts, _PART_COLUMNS))
+            cursor = conn.execute(_INSERT_SEGMENTS, _columns(link, session, parts, _PART_COLUMNS, waited))
             known += len(parts) - cursor.rowcount
             sources = [part.source for part in parts]
             whole += _joined(conn, join, _FROM_THESE, link=link, source=sources)
         if whole:
-            ids = _insert(conn, link, session, whole)
+            ids = _insert(conn, link, session, whole, waited)
             known += len(whole) - len(ids)
         conn.execute(f"notify {INBOX_CHANNEL}")
     assert row is not None
@@ -214,9 +222,13 @@ def accept(
 
 
 def _insert(
-    conn: psycopg.Connection, link: str, session: int | None, arrivals: Sequence[Arrival]
+    conn: psycopg.Connection,
+    link: str,
+    session: int | None,
+    arrivals: Sequence[Arrival],
+    waited: float = 0.0,
 ) -> list[int]:
-    cursor = conn.execute(_INSERT_INBOX, _columns(link, session, arrivals, _TEXT_COLUMNS))
+    cursor = conn.execute(_INSERT_INBOX, _columns(link, session, arrivals, _TEXT_COLUMNS, waited))
     return [id_ for (id_,) in cursor.fetchall()]
 
 
@@ -244,11 +256,15 @@ _PART_COLUMNS = (*_ADDRESS_COLUMNS, "reference", "total", "number", "payload")
 
 
 def _columns(
-    link: str, session: int | None, arrivals: Sequence[Arrival], names: Iterable[str]
+    link: str,
+    session: int | None,
+    arrivals: Sequence[Arrival],
+    names: Iterable[str],
+    waited: float = 0.0,
 ) -> dict[str, Any]:
     columns: dict[str, Any] = {name: [getattr(arrival, name) for arrival in arrivals] for name in names}
     columns["suspect"] = [int(suspect) for suspect in columns["suspect"]]
-    return {**columns, "link": link, "session": session, "redelivery": REDELIVERY}
+    return {**columns, "link": link, "session": session, "redelivery": REDELIVERY, "waited": waited}
 
 
 def _joined(

@@ -79,16 +79,23 @@ class QueueModel:
     # --- inbox ---
 
     def accept(
-        self, now: datetime, link: str, session: int | None, arrivals: Sequence[Arrival], join
+        self,
+        now: datetime,
+        link: str,
+        session: int | None,
+        arrivals: Sequence[Arrival],
+        join,
+        waited: float = 0.0,
     ) -> Accepted:
-        known = 0
+        known, arrived = 0, now - timedelta(seconds=waited)
         whole = [arrival for arrival in arrivals if arrival.text is not None]
         parts = [arrival for arrival in arrivals if arrival.text is None]
         stored = list(self.segments)
         for part in parts:
             same = [s for s in stored if _part_key(s) == _part_key_of(link, part)]
             twin = any(
-                s.arrival.payload == part.payload and self._is_twin(now, link, session, part, s) for s in same
+                s.arrival.payload == part.payload and self._is_twin(now, link, session, part, s, arrived)
+                for s in same
             )
             waiting = [s for s in self.segments if _part_key(s) == _part_key_of(link, part)]
             if twin or any(s.joined_at is None for s in waiting):
@@ -98,15 +105,15 @@ class QueueModel:
         if parts:
             sources = {part.source for part in parts}
             whole += self._joined(now, join, lambda s: s.link == link and s.arrival.source in sources)
-        ids = self._insert(now, link, session, whole)
+        ids = self._insert(now, link, session, whole, arrived)
         return Accepted(now, ids, known + len(whole) - len(ids))
 
     def sweep_segments(self, now: datetime, link: str, join, patience: timedelta) -> list[int]:
         self.segments = [s for s in self.segments if not s.joined_at or s.joined_at >= now - _KEPT]
-        return self._insert(now, link, None, self._joined(now, join, lambda s: s.link == link, patience))
+        return self._insert(now, link, None, self._joined(now, join, lambda s: s.link == link, patience), now)
 
     def _insert(
-        self, now: datetime, link: str, session: int | None, arrivals: Sequence[Arrival]
+        self, now: datetime, link: str, session: int | None, arrivals: Sequence[Arrival], arrived: datetime
     ) -> list[int]:
         stored = list(self.inbox)
         ids = []
@@ -114,7 +121,7 @@ class QueueModel:
             if not any(
                 row.text == a.text
                 and (row.source, row.destination) == (a.source, a.destination)
-                and self._is_twin(now, link, session, a, row)
+                and self._is_twin(now, link, session, a, row, arrived)
                 for row in stored
             ):
                 id_ = len(self.inbox) + 1
@@ -124,7 +131,13 @@ class QueueModel:
         return ids
 
     def _is_twin(
-        self, now: datetime, link: str, session: int | None, a: Arrival, stored: Inbox | Segment
+        self,
+        now: datetime,
+        link: str,
+        session: int | None,
+        a: Arrival,
+        stored: Inbox | Segment,
+        arrived: datetime,
     ) -> bool:
         if a.suspect == Suspect.NO or stored.link != link or stored.received_at <= now - REDELIVERY:
             return False
@@ -132,7 +145,9 @@ class QueueModel:
             return True
         row = self.sessions.get(stored.session) if stored.session is not None else None
         confirmed = row.confirmed_at if row else None
-        return stored.session != session and (confirmed is None or stored.received_at > confirmed)
+        return stored.session != session and (
+            confirmed is None or stored.received_at > min(confirmed, arrived)
+        )
 
     def _joined(self, now: datetime, join, which, patience=timedelta(days=3650)) -> list[Arrival]:
         sets: dict[tuple, list[Segment]] = {}
@@ -343,8 +358,8 @@ class Database:
 def _called(function: Callable[..., Any] | str, args: tuple) -> tuple[str, tuple]:
     """The function of queues.py that is called in the end, by name, and with what."""
     if function is inbound._in_time:
-        deadline, inner, *rest = args
-        return inbound._in_time(None, deadline, lambda _, *a: (inner.__name__, a), *rest)  # type: ignore[arg-type]
+        arrived, inner, *rest = args
+        return inbound._in_time(None, arrived, lambda _, *a: (inner.__name__, a), *rest)  # type: ignore[arg-type]
     return (function if isinstance(function, str) else function.__name__), args
 
 

@@ -64,6 +64,18 @@ def test_a_suspect_is_the_same_message_only_if_its_twin_may_be_unacknowledged(co
     assert count(conn) == 4
 
 
+def test_what_another_bind_stored_while_it_waited_here_is_the_same_message(conn):
+    """A carrier that got no answer here delivered it there; that it had its answer there is no news of this one."""
+    other, mine = (queues.open_session(conn, "viettel", name) for name in ("one", "two"))
+    stored = queues.accept(conn, "viettel", other, [arrival()], None)
+    queues.touch_session(conn, other, stored.at)
+    conn.execute("update inbox set received_at = received_at - interval '2 seconds'")
+    again = queues.accept(conn, "viettel", mine, [arrival(Suspect.UNCONFIRMED)], None, 3.0)
+    assert (again.ids, again.known) == ([], 1)
+    queues.accept(conn, "viettel", mine, [arrival(Suspect.UNCONFIRMED)], None, 1.0)
+    assert count(conn) == 2
+
+
 def test_after_a_minute_it_is_a_new_message(conn):
     old, new = (queues.open_session(conn, "viettel", name) for name in ("one", "two"))
     queues.accept(conn, "viettel", old, [arrival()], None)
