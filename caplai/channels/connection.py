@@ -54,6 +54,7 @@ class Connection(asyncio.Protocol):
         self.aborted = False
         # What was acknowledged: (when we wrote it, its time of arrival in the store), oldest first.
         self.acknowledged: deque[tuple[float, datetime]] = deque()
+        self._confirmed: datetime | None = None
         self.doubtful_until = -math.inf
         """Until then something may be delivered again that we stored and did not acknowledge."""
         self._on_event = on_event
@@ -143,17 +144,14 @@ class Connection(asyncio.Protocol):
             self.close()
 
     def confirmed(self) -> datetime | None:
-        """The latest time of arrival up to which all acknowledgements are known to have reached the SMSC, if it is
-        later than at the last call. It stands still while a message is doubtful: that one had no acknowledgement.
+        """The latest time of arrival up to which all acknowledgements are known to have reached the SMSC, None before
+        there is one. It stands still while a message is doubtful: that one had no acknowledgement.
         """
-        latest = None
-        if time.monotonic() < self.doubtful_until:
-            return None
-        while self.acknowledged and self.session.confirmed_at is not None:
-            if self.acknowledged[0][0] >= self.session.confirmed_at:
-                break
-            latest = self.acknowledged.popleft()[1]
-        return latest
+        reached = self.session.confirmed_at
+        if reached is not None and time.monotonic() >= self.doubtful_until:
+            while self.acknowledged and self.acknowledged[0][0] < reached:
+                self._confirmed = self.acknowledged.popleft()[1]
+        return self._confirmed
 
     def ask_whether_read(self) -> None:
         """Ask for a sign of life, once, where nothing else has proved that the SMSC has read our answers.

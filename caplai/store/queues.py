@@ -580,9 +580,11 @@ def open_session(conn: psycopg.Connection, link: str, engine: str) -> int:
 def touch_session(
     conn: psycopg.Connection, session: int, confirmed_at: datetime | None, ended: bool = False
 ) -> None:
-    """The bind lives (or has ended); what arrived up to `confirmed_at` is known to be acknowledged."""
+    """The bind lives (or has ended); what arrived up to `confirmed_at` is known to be acknowledged. Late calls undo
+    nothing.
+    """
     conn.execute(
-        "update link_session set seen_at = now(), confirmed_at = coalesce(%s, confirmed_at),"
-        " ended_at = case when %s then now() end where id = %s",
+        "update link_session set seen_at = now(), confirmed_at = greatest(confirmed_at, %s),"
+        " ended_at = coalesce(ended_at, case when %s then now() end) where id = %s",
         [confirmed_at, ended, session],
     )

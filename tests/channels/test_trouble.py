@@ -8,6 +8,7 @@ import time
 import uuid
 from contextlib import contextmanager
 
+import psycopg
 import pytest
 from django.conf import settings
 
@@ -95,6 +96,33 @@ def test_a_redelivery_that_overtakes_a_late_commit_is_the_same_message(scenario,
         assert outcomes(conn) == ["issued"]
     finally:
         conn.execute("drop function sleepy cascade; drop sequence waits")
+
+
+def test_a_heartbeat_that_could_not_be_written_takes_nobody_for_a_redelivery(scenario, conn, monkeypatch):
+    """The second text is a message of its own: the first was acknowledged, and the carrier has said so."""
+    touch, touched = queues.touch_session, []
+
+    def fails_once(connection, session, confirmed_at, ended=False):
+        touched.append(confirmed_at)
+        if confirmed_at is not None and touched.count(confirmed_at) == 1:
+            raise psycopg.OperationalError
+        touch(connection, session, confirmed_at, ended)
+
+    monkeypatch.setattr(queues, "touch_session", fails_once)
+
+    async def play(carrier):
+        assert await carrier.deliver(TEXT) == Status.ESME_ROK
+        await carrier.replies(1)
+        await until(lambda: any(touched))
+        failed = len(touched)
+        await until(lambda: len(touched) > failed)
+        carrier.drop()
+        await carrier.bound_again(1)
+        assert await carrier.deliver(TEXT) == Status.ESME_ROK
+        await carrier.replies(2)
+
+    scenario(play)
+    assert outcomes(conn) == ["issued", "joined"]
 
 
 def break_keyring(path, mode):

@@ -76,6 +76,16 @@ def test_what_another_bind_stored_while_it_waited_here_is_the_same_message(conn)
     assert count(conn) == 2
 
 
+def test_a_late_heartbeat_neither_revives_a_bind_nor_forgets_what_was_acknowledged(conn):
+    session = queues.open_session(conn, "viettel", "one")
+    [now] = conn.execute("select now()").fetchone()
+    queues.touch_session(conn, session, now, ended=True)
+    queues.touch_session(conn, session, now - timedelta(seconds=1))
+    queues.touch_session(conn, session, None)
+    row = conn.execute("select confirmed_at, ended_at is not null from link_session").fetchone()
+    assert row == (now, True)
+
+
 def test_after_a_minute_it_is_a_new_message(conn):
     old, new = (queues.open_session(conn, "viettel", name) for name in ("one", "two"))
     queues.accept(conn, "viettel", old, [arrival()], None)
