@@ -6,6 +6,7 @@ import pytest
 from django.db import connection
 from django.test import Client
 
+from caplai.signin import outage
 from tests.signin.conftest import sign_in
 
 
@@ -29,8 +30,9 @@ def said(caplog):
     return [record for record in caplog.records if record.name != "caplai.http"]
 
 
-def test_people_are_told_to_try_again_and_the_log_once(citizen, away, caplog):
+def test_people_are_told_to_try_again_and_the_log_once(citizen, away, caplog, monkeypatch):
     caplog.set_level(logging.INFO, "caplai")
+    monkeypatch.setattr(outage, "QUIET", 0.0)
     browser = Client(raise_request_exception=False)
     away(True)
     for _ in range(3):
@@ -49,6 +51,46 @@ def test_people_are_told_to_try_again_and_the_log_once(citizen, away, caplog):
     away(False)
     assert sign_in(browser, citizen.code, "mot mat khau").status_code == 200
     assert [record.message for record in said(caplog)[1:]] == ["web: pages are served again"]
+
+
+@pytest.fixture
+def refuses_writes(conn):
+    """Makes the database refuse what counts a guess, and take it again; reading works all along."""
+    name = conn.execute("select current_database()").fetchone()[0]
+
+    def full_disk():
+        conn.execute(
+            "create function full_disk() returns trigger language plpgsql as"
+            " $$ begin raise 'no space left' using errcode = '53100'; end $$;"
+            "create trigger full_disk before insert on guess execute function full_disk()"
+        )
+
+    def read_only():
+        conn.execute(f"alter database {name} set default_transaction_read_only = on")
+        connection.close()
+
+    yield {"full disk": full_disk, "read only": read_only}
+    conn.execute("set default_transaction_read_only = off")
+    conn.execute(f"alter database {name} reset default_transaction_read_only")
+    conn.execute("drop function if exists full_disk cascade")
+    connection.close()
+
+
+@pytest.mark.parametrize(("trouble", "quiet"), [("full disk", 10.0), ("read only", 0.0)])
+def test_pages_that_are_served_all_along_do_not_end_an_outage(
+    citizen, refuses_writes, caplog, monkeypatch, trouble, quiet
+):
+    caplog.set_level(logging.INFO, "caplai.signin")
+    monkeypatch.setattr(outage, "QUIET", quiet)
+    monkeypatch.setattr(outage.Outage, "lasts", False)
+    refuses_writes[trouble]()
+    browser = Client(raise_request_exception=False)
+    for _ in range(3):
+        assert sign_in(browser, citizen.code, "mot mat khau").status_code == 503
+        assert browser.get("/login/").status_code == 200
+    assert [record.message for record in said(caplog)] == [
+        "web: database or keys cannot be used; people are told to try again"
+    ]
 
 
 def test_a_bug_is_no_outage(browser, db, monkeypatch, caplog):
