@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # Most tests wait for sockets, so three processes are right for two cores.
-PYTEST := $(BIN)/python -m pytest -q -n 3 --dist loadgroup
+PYTEST := $(BIN)/python -m pytest -q -n 3
 
 .PHONY: demo test test-all lint fix lock clean
 

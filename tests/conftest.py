@@ -6,11 +6,34 @@ from collections.abc import Generator, Iterator
 import psycopg
 import pytest
 from django.conf import settings
+from django.db import connection
+from django.test import TransactionTestCase
 
 from caplai.service.reissue import Rules
 from caplai.store.db import connect
 from caplai.store.models import Account
 from caplai.wiring import reissue_rules
+
+_EMPTY = """
+do $$ declare name regclass; filled boolean; begin
+  for name in select oid from pg_class where relkind = 'r' and relnamespace = 'public'::regnamespace
+    and relname not in ('django_migrations', 'django_content_type', 'auth_permission')
+  loop
+    execute format('select exists (select from %s)', name) into filled;
+    if filled and pg_table_size(name) > 1000000 then execute format('truncate %s cascade', name);
+    elsif filled then execute format('delete from %s', name);
+    end if;
+  end loop;
+end $$"""
+
+
+def _empty_the_tables(self: TransactionTestCase) -> None:
+    """Django's own way truncates every table, 26 of them and their indexes, for the few rows that a test wrote."""
+    with connection.cursor() as cursor:
+        cursor.execute(_EMPTY)
+
+
+TransactionTestCase._fixture_teardown = _empty_the_tables
 
 
 @pytest.hookimpl(wrapper=True)

@@ -13,7 +13,6 @@ from bench.chaos import plan
 
 pytestmark = [
     pytest.mark.peer,  # CI can make namespaces, and must not skip this
-    pytest.mark.xdist_group("chaos"),
     pytest.mark.timeout(240),
     pytest.mark.skipif(_apart.why_not() is not None, reason=_apart.why_not() or ""),
 ]

@@ -418,9 +418,6 @@ def house(stopped):
     assert house.processes() == {}
 
 
-in_the_house = pytest.mark.xdist_group("house")
-
-
 @pytest.fixture
 def empty_database():
     """The URL of a database that is empty, on the tests' own server."""
@@ -432,7 +429,6 @@ def empty_database():
         conn.execute(f"drop database {name} with (force)")
 
 
-@in_the_house
 def test_a_stopped_command_stops_the_server_that_it_started(stopped):
     _, status, said, left = stopped
     assert status == 143, said
@@ -440,12 +436,10 @@ def test_a_stopped_command_stops_the_server_that_it_started(stopped):
     assert left == {}
 
 
-@in_the_house
 def test_the_pages_are_served(house):
     assert "Đăng nhập" in house.page()
 
 
-@in_the_house
 def test_a_command_beside_a_running_up_joins_its_database_and_leaves_it_running(house):
     server = house.server()
     assert house.run("service", "close").returncode == 0
@@ -454,14 +448,12 @@ def test_a_command_beside_a_running_up_joins_its_database_and_leaves_it_running(
     assert "Đăng nhập" in house.page()
 
 
-@in_the_house
 def test_a_taken_port_is_said_at_once(house):
     done = house.run("up")
     assert done.returncode == 1
     assert "CAPLAI_PORT" in done.stderr
 
 
-@in_the_house
 def test_the_demo_keeps_off_a_data_folder_that_is_in_use_for_more(house, tmp_path):
     (tmp_path / "demo").symlink_to(house.folder)
     done = House(tmp_path).run("demo", "--script")
@@ -471,7 +463,6 @@ def test_the_demo_keeps_off_a_data_folder_that_is_in_use_for_more(house, tmp_pat
     assert house.psql("select count(*) from account") == [(0,)]
 
 
-@in_the_house
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["web", "engine", "database"])
 def test_what_is_killed_under_a_running_up_is_started_again(house, part):

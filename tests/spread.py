@@ -1,0 +1,56 @@
+"""A pytest plugin: how the tests are spread over the processes of `-n`. What takes longest begins first.
+
+Each test goes to whichever process is free, except that a file of WHOLE stays in one: its tests share something
+that is slow to make. (xdist's own way for this, the mark `xdist_group`, silently does nothing with pytest 9.2:
+pytest-xdist issue 1386.)
+"""
+
+from pathlib import Path
+
+import pytest
+from xdist.scheduler import LoadScopeScheduling
+
+WHOLE = (
+    "tests/browser/test_demo.py",
+    "tests/test_cli.py",
+    "tests/test_local_postgres.py",
+    "tests/test_secrets.py",
+    "tests/simulation/test_simulation.py",
+)
+LONG = (
+    "tests/browser/test_demo.py",
+    "tests/test_cli.py",
+    "tests/test_chaos.py",
+    "tests/test_local_postgres.py",
+    "tests/watch/test_watched.py",
+    "tests/test_docs.py",
+    "tests/simulation/",
+    "tests/test_",
+    "tests/peers/",
+    "tests/channels/",
+)
+"""What takes longest, the longest first: paths, or how they begin. The rest is of short tests."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """pytest-django has put the tests that share transactions first; within a rank its order stays."""
+    items.sort(
+        key=lambda item: next((n for n, path in enumerate(LONG) if item.nodeid.startswith(path)), len(LONG))
+    )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log) -> LoadScopeScheduling:
+    config.option.loadscopereorder = False  # it would put what has most tests first
+    return _Spread(config, log)
+
+
+class _Spread(LoadScopeScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return file if file in WHOLE else nodeid
+
+
+for _path in {*WHOLE, *LONG}:
+    assert list(Path(__file__).parent.parent.glob(f"{_path}*")), f"{_path} is not there any more"
