@@ -158,7 +158,7 @@ class Connection(asyncio.Protocol):
 
         As a rule its answers to what we submit do; on a receiver's bind there are none.
         """
-        if self.session.closed or self.choked or not self.acknowledged:
+        if not self.session.bound or self.choked or not self.acknowledged:
             return
         now, oldest = time.monotonic(), self.acknowledged[0][0]
         if now - oldest > ASK_AFTER and self._asked <= oldest:

@@ -282,6 +282,11 @@ class Session:
         return self.state is State.CLOSED
 
     @property
+    def bound(self) -> bool:
+        """Whether messages may be asked for, one way or the other: not while a bind or unbind is under way."""
+        return self._bound
+
+    @property
     def pending(self) -> int:
         """Messages of ours that are not answered yet."""
         return len(self._messages)

@@ -49,6 +49,8 @@ class Text:
     """It was delivered more than once, or refused: it need not be told from the one before."""
     connections: set["Connection"] = field(default_factory=set)
     """By which its parts were acknowledged."""
+    surely_read: bool = False
+    """The carrier has answered what the engine asked after its last acknowledgement of this."""
 
     @property
     def acknowledged(self) -> bool:
@@ -85,6 +87,8 @@ class Connection(asyncio.Protocol):
         self.timer: asyncio.TimerHandle | None = None
         self.open: dict[int, float] = {}
         """Submits that are not answered yet: sequence → when they came."""
+        self.read: list[Text] = []
+        """What was acknowledged on it."""
 
     def connection_made(self, transport) -> None:
         self.transport = transport
@@ -190,6 +194,8 @@ class Carrier:
         if part not in text_.waiting:
             return
         before = text_.again_after
+        if before is not None and not before.surely_read:
+            text_.doubtful = True  # for the engine it may be the one before, delivered again
         able = [c for c in self.bound if c.session.free]
         if (before is not None and not before.acknowledged) or not able:
             self.loop.call_later(0.1 + self.draw.random() * 0.5, self.offer, text_, part)
@@ -215,6 +221,7 @@ class Carrier:
         if ok:
             text_.waiting.discard(part)
             text_.connections.add(connection)
+            connection.read.append(text_)
             self.on_acknowledged(text_, part)
         else:
             text_.doubtful = True
@@ -241,13 +248,16 @@ class Carrier:
         if len(connection.open) > self.engines_window and not connection.transport.wire.stalled_until:
             self.on_overrun(len(connection.open))
         if submit.status is not None:
-            self.loop.call_later(self.delay(), self.answer, connection, pdu, submit.status)
+            read = [text_ for text_ in connection.read if text_.acknowledged]
+            self.loop.call_later(self.delay(), self.answer, connection, pdu, submit.status, read)
         if draw.random() < self.odd:
             self.loop.call_later(self.delay(), self.be_odd, connection, pdu)
 
-    def answer(self, connection: Connection, pdu: ShortMessage, status: int) -> None:
+    def answer(self, connection: Connection, pdu: ShortMessage, status: int, read: list[Text]) -> None:
         if connection.session.closed:
             return
+        for text_ in read:
+            text_.surely_read = True
         connection.open.pop(pdu.sequence, None)
         connection.session.respond(pdu, status, message_id=str(pdu.sequence), now=self.loop.time())
         connection.flush()
