@@ -18,6 +18,9 @@ from caplai.watch import metrics
 DEVICE_COOKIE = "caplai_device"
 DEVICE_HEADER = "X-Device-Token"
 
+for _outcome in Outcome:  # a rise from nothing to one is seen only if there was a zero
+    metrics.signins.labels(_outcome.value)
+
 
 def rules() -> Rules:
     """The sign-in's rules as configured, with the keys that this host has now."""
@@ -54,6 +57,7 @@ class PasswordBackend(ModelBackend):
             now = rules()
         except KeyringError:  # said where keys are looked after (service/presence.py)
             request.checked = Checked(Outcome.TRY_AGAIN)
+            metrics.signins.labels(Outcome.TRY_AGAIN.value).inc()
             return None
         request.checked = checked = credentials.check(
             username, password, device=device_token(request), network=network(request), rules=now

@@ -7,6 +7,8 @@ from django.db import connection
 from django.test import Client
 
 from caplai.signin import outage
+from caplai.store.keyring import KeyringFile
+from caplai.watch import metrics
 from tests.signin.conftest import sign_in
 
 
@@ -98,3 +100,12 @@ def test_a_bug_is_no_outage(browser, db, monkeypatch, caplog):
     browser.raise_request_exception = False
     assert browser.get("/login/").status_code == 500
     assert [record.name for record in said(caplog)] == ["django.request"]
+
+
+def test_who_is_told_to_try_again_for_want_of_keys_is_counted(citizen, settings, tmp_path):
+    """The alert CaplaiSigninsNotPossible lives of it."""
+    settings.KEYRING = KeyringFile(tmp_path / "not there")
+    counted = metrics.signins.labels("try_again")._value.get
+    before = counted()
+    assert sign_in(Client(), citizen.code, "mot mat khau").status_code == 503
+    assert counted() == before + 1
