@@ -63,7 +63,9 @@ class Listener:
         return web.json_response(readiness(found), status=503 if found else 200)
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        body = metrics.render(await self._gauges())
+        # Both at once, for both may wait; asking for problems sets the metric that tells whether we are ready.
+        found, _ = await asyncio.gather(self._gauges(), self._problems())
+        body = metrics.render(found)
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 

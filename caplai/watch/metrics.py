@@ -136,7 +136,7 @@ choices = _counter("caplai_password_choices", "Attempts to choose a password, by
 http_requests = _counter("caplai_http_requests", "Answers over HTTP.", "route", "method", "status")
 http_seconds = Seconds("caplai_http_request_seconds", "From an HTTP request to its answer.", ["route"])
 # The process.
-ready = Gauge("caplai_ready", "Whether the process was ready when it was last asked.", registry=REGISTRY)
+ready = Gauge("caplai_ready", "Whether the process can serve.", registry=REGISTRY)
 build = Gauge(
     "caplai_build_info", "What runs; always 1.", ["version", "python", "process"], registry=REGISTRY
 )

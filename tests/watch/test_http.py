@@ -1,13 +1,17 @@
 """Web requests: their id, probes that need no name, metrics without a path."""
 
+import asyncio
 import json
 
 import pytest
 from django.test import Client
 
 from caplai import health
+from caplai.processes import free_port
 from caplai.store.keyring import KeyringFile
 from caplai.watch import metrics
+from caplai.watch.listener import Listener
+from tests.watch.running import fetch
 
 
 @pytest.fixture
@@ -90,3 +94,20 @@ def test_a_standby_is_not_ready(conn, settings):
     finally:
         conn.execute("set transaction_read_only = off")
         conn.execute(f"alter database {database} reset default_transaction_read_only")
+
+
+def test_a_scrape_alone_tells_whether_the_process_is_ready(conn, settings):
+    """Nobody else need ask: no load balancer probes an engine."""
+
+    async def scraped():
+        port, health_ = free_port("127.0.0.1", 0), health.Health(settings.KEYRING)
+        listener = Listener("127.0.0.1", port, lambda: asyncio.to_thread(health_.problems))
+        await listener.start()
+        try:
+            return (await asyncio.to_thread(fetch, f"http://127.0.0.1:{port}/metrics"))[1]
+        finally:
+            await listener.stop()
+            health_.close()
+
+    metrics.ready.set(0)
+    assert "\ncaplai_ready 1.0\n" in asyncio.run(scraped())
