@@ -5,6 +5,7 @@ Six digits are found in any large file by chance, so this service issues twelve 
 
 import asyncio
 import contextlib
+import http.server
 import json
 import os
 import re
@@ -14,8 +15,10 @@ import sys
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
+from typing import ClassVar
 
 import psycopg
 import pytest
@@ -28,10 +31,26 @@ from caplai.store.keyring import KINDS, KeyringFile
 from tests.planted import files_under, forms, search
 
 CITIZENS = 20
+AGGREGATOR = "tong-dai-mien-trung"
+
+
+class SendUrl(http.server.BaseHTTPRequestHandler):
+    """An aggregator's send URL that fails: what it is asked is kept in `asked`, and comes again."""
+
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self):
+        self.asked.append(urllib.parse.unquote_plus(self.path))
+        self.send_error(500)
+
+    def log_message(self, *_):
+        pass
 
 
 class Service:
-    """`caplai up` on a data folder, with the simulator as its carrier. What it says goes to `log`."""
+    """`caplai up` on a data folder, with the simulator as its carrier and an aggregator. What it logs goes to `log`,
+    what was scraped from it to files beside it.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -43,6 +62,23 @@ class Service:
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
         self.simulator = self.call(Simulator(SimulatorConfig()).__aenter__())
         self.port = free_port("127.0.0.1", 0)
+        self.watched = {"engine": free_port("127.0.0.1", 0), "web": free_port("127.0.0.1", 0)}
+        self.send_url = http.server.ThreadingHTTPServer(("127.0.0.1", 0), SendUrl)
+        threading.Thread(target=self.send_url.serve_forever, daemon=True).start()
+        self.aggregator_secret = "Gieo2Chuoi3De4Tim5"
+        self.send_secret = "Mat6Ma7Cua8Cong9"
+        aggregator = {
+            "name": AGGREGATOR,
+            "format": "kannel",
+            "secrets": [self.aggregator_secret],
+            "reply": "send",
+            "send": {
+                "url": f"http://127.0.0.1:{self.send_url.server_address[1]}/sendsms",
+                "method": "GET",
+                "username": "caplai",
+                "secret": self.send_secret,
+            },
+        }
         link = {
             "name": "carrier",
             "host": "127.0.0.1",
@@ -53,16 +89,23 @@ class Service:
             **{name: value for name, value in os.environ.items() if not name.startswith("CAPLAI_")},
             "CAPLAI_DATA_DIR": str(self.data),
             "CAPLAI_LINKS": json.dumps([link]),
+            "CAPLAI_AGGREGATORS": json.dumps([aggregator]),
+            "CAPLAI_WATCH__ENGINE_PORT": str(self.watched["engine"]),
+            "CAPLAI_WATCH__WEB_PORT": str(self.watched["web"]),
+            "CAPLAI_LOG__FORMAT": "json",
+            "CAPLAI_LOG__LEVEL": "debug",
+            "CAPLAI_LOG__MESSAGES": "true",
             "CAPLAI_PORT": str(self.port),
             "CAPLAI_PASSWORD__LENGTH": "12",
             "CAPLAI_PASSWORD__ALPHABET": LETTERS,
         }
-        self.out = self.log.open("wb")
+        self.out = (self.folder / "service.out").open("wb")
+        self.errors = self.log.open("wb")
         self.up = subprocess.Popen(
             [sys.executable, "-m", "caplai", "up"],
             env=self.environment,
             stdout=self.out,
-            stderr=self.out,
+            stderr=self.errors,
             start_new_session=True,
         )
         assert wait_for_port("127.0.0.1", self.port, 60)
@@ -73,7 +116,10 @@ class Service:
         self.up.wait(30)
         self.call(self.simulator.__aexit__(None, None, None))
         self.loop.call_soon_threadsafe(self.loop.stop)
+        self.send_url.shutdown()
+        self.send_url.server_close()
         self.out.close()
+        self.errors.close()
 
     def call(self, work):
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(40)
@@ -102,6 +148,24 @@ class Service:
         except urllib.error.HTTPError as error:
             page = error.read()
             return error.code, json.loads(page) if page.startswith(b"{") else {}
+
+    def get(self, path: str, *, port: int | None = None) -> tuple[int, str]:
+        """What a path answers, with a code and a phone wherever else a request may carry one."""
+        headers = {"User-Agent": path, "X-Request-Id": path[-64:], "Referer": f"http://x{path}"}
+        request = urllib.request.Request(f"http://127.0.0.1:{port or self.port}{path}", headers=headers)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.status, answer.read().decode("utf-8", "replace")
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode("utf-8", "replace")
+
+    def scrape(self, when: str) -> None:
+        """Keep what every address for operators says now, and the probes on the public port."""
+        for name, port in (*self.watched.items(), ("public", self.port)):
+            for path in "metrics", "readyz", "healthz":
+                status, body = self.get(f"/{path}", port=port)
+                file = self.folder / f"scraped-{when}-{name}-{path}"
+                file.write_text(f"{status} {body}", "utf-8")
 
     def child(self, name: str) -> int:
         """The pid of `caplai NAME` under `caplai up`."""
@@ -139,6 +203,9 @@ def run(tmp_path_factory):
             elif n == CITIZENS // 2:
                 service.command("keys", "rotate", "pepper")
                 _break_the_tables(service)
+                service.scrape("after the break")
+            elif n == CITIZENS // 4:
+                _come_by_other_ways(service, people, secrets)
         with psycopg.connect(service.dsn(), autocommit=True) as conn:
             # What sorts more than fits its memory writes temporary files.
             conn.execute("set work_mem = '64kB'")
@@ -147,6 +214,7 @@ def run(tmp_path_factory):
         os.kill(LocalPostgres(service.data / "postgres").status().pid, signal.SIGKILL)
         time.sleep(2)
         _live(service, 0, people, {})
+        service.scrape("at the end")
         keyring = KeyringFile(service.data / "keyring.json")
         for kind in KINDS:
             for key_id, key in keyring.ring(kind).keys.items():
@@ -180,6 +248,35 @@ def _live(service: Service, n: int, people: dict[str, str], secrets: dict[str, s
     }
 
 
+def _come_by_other_ways(service: Service, people: dict[str, str], secrets: dict[str, str]) -> None:
+    """A text by the aggregator, whose send URL fails; and URLs that people and their browsers should not write."""
+    code, phone = people["code of 0"], people["phone of 0"]
+    text = urllib.parse.urlencode({"from": f"+84{phone}", "to": "8079", "text": f"BH MK {code}", "id": "a-1"})
+    assert service.get(f"/sms/{AGGREGATOR}/{service.aggregator_secret}?{text}") == (200, "")
+    assert service.get(f"/sms/{AGGREGATOR}?secret={service.send_secret}&{text}")[0] == 403
+    end = time.monotonic() + 30
+    while not SendUrl.asked:
+        assert time.monotonic() < end, "the reply was not sent"
+        time.sleep(0.1)
+    found = re.search(r"Mat khau: (\w+)\.", SendUrl.asked[0])
+    assert found
+    typed = "mat-khau-trong-url"
+    for path in (
+        f"/login/?username={code}&password={typed}",
+        f"/{code}/0{phone}?x={typed}",
+        f"/_allauth/app/v1/auth/session?username={code}&password={typed}",
+        f"/static/{code}?{typed}",
+        f"/login/{typed}?lang=%ff",
+    ):
+        assert service.get(path)[0] < 500
+    secrets |= {
+        "aggregator's secret": service.aggregator_secret,
+        "secret of the send URL": service.send_secret,
+        "password by the send URL": found.group(1),
+        "password in a URL": typed,
+    }
+
+
 def _break_the_tables(service: Service) -> None:
     """A bug of ours, or an operator's slip: every statement of the deciding fails for a while."""
     with psycopg.connect(service.dsn(), autocommit=True) as conn:
@@ -208,12 +305,39 @@ class TestAfterALongRun:
         service, _, people = run
         logs = [service.log, *(path for path in files_under(service.data) if "log" in path.name)]
         assert len(logs) > 1
+        logs += [service.folder / "service.out", *service.folder.glob("scraped-*")]
         assert b"nothing can be decided" in service.log.read_bytes()  # what broke was told
         assert list(search(people, logs)) == []
         assert (
             list(search({"of the break": "7351902468", "its password": "khong phai mat khau nay"}, logs))
             == []
         )
+
+    def test_each_line_of_the_log_is_json(self, run):
+        service, _, _ = run
+        lines = [json.loads(line) for line in service.log.read_text("utf-8").splitlines()]
+        loggers = {line["logger"] for line in lines}
+        assert {"caplai.trail", "caplai.http", "caplai.engine"} <= loggers
+        assert {f"aggregator {AGGREGATOR}: its send URL answers 500"} <= {line["message"] for line in lines}
+
+    def test_what_was_scraped_is_what_operators_see(self, run):
+        """So that the search looked at something: metrics of both, and none for the internet."""
+        service, _, _ = run
+        for when in "after the break", "at the end":
+            said = {
+                path.name.removeprefix(f"scraped-{when}-"): path.read_text("utf-8")
+                for path in service.folder.glob(f"scraped-{when}-*")
+            }
+            assert (
+                said["engine-metrics"].startswith("200 ")
+                and "caplai_decisions_total" in said["engine-metrics"]
+            )
+            assert (
+                said["web-metrics"].startswith("200 ") and "caplai_http_requests_total" in said["web-metrics"]
+            )
+            assert said["public-metrics"].startswith("404 ")
+            for name in "engine", "web", "public":
+                assert json.loads(said[f"{name}-readyz"][4:])["status"] in ("ready", "not ready")
 
     def test_no_core_was_left(self, run):
         service, _, _ = run
