@@ -10,6 +10,7 @@ from caplai import __version__
 from caplai.health import watch_the_web
 from caplai.processes import end_with, keep_memory_private
 from caplai.service.presence import Presence
+from caplai.signin.middleware import Utf8Request
 
 _server = multiprocessing.parent_process()
 if _server is not None and _server.pid is not None:
@@ -18,6 +19,7 @@ if _server is not None and _server.pid is not None:
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "caplai.settings")
 application = get_wsgi_application()
+application.request_class = Utf8Request
 keep_memory_private(settings.CAPLAI)
 
 

@@ -1,10 +1,11 @@
-"""Who asks (behind which proxies), in which language, and the headers of every page."""
+"""Who asks (behind which proxies), in which language and charset, and the headers of every page."""
 
 import ipaddress
 from collections.abc import Callable
 from functools import cached_property
 
 from django.conf import settings
+from django.core.handlers.wsgi import WSGIRequest
 from django.http import HttpRequest, HttpResponse
 from django.utils import translation
 
@@ -25,6 +26,20 @@ _POLICY = "; ".join(
         "base-uri 'none'",
     ]
 )
+
+
+class Utf8Request(WSGIRequest):
+    """A request that is read as UTF-8, as our pages send it, whatever charset it names. Django takes any codec that
+    Python has, and fails outside its own handling of errors where that decodes no text (`hex`, `undefined`).
+    """
+
+    @property
+    def encoding(self) -> None:
+        return None
+
+    @encoding.setter
+    def encoding(self, value: str) -> None:
+        pass
 
 
 class TrustedProxy:

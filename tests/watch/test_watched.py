@@ -43,6 +43,9 @@ async def play(folder):
         seen["page"] = page
         form = urllib.parse.urlencode({"username": CODE, "password": seen["password"]})
         await web.get(f"/{CODE}/{PHONE}?{form}", port=web.port)
+        for charset in "hex", "undefined", "utf-16":  # codecs of Python's that decode no text, or another
+            no_text = {"Content-Type": f"text/plain; charset={charset}"}
+            assert (await web.get("/login/?lang=%ff", port=web.port, headers=no_text))[0] == 200
         await asyncio.sleep(0.2)
         seen["engine"] = (await engine.get("/metrics"))[1]
         seen["web"] = (await web.get("/metrics"))[1]
@@ -116,7 +119,7 @@ def the_metrics_tell_what_happened(story):
     assert value(engine, "caplai_link_binds", **link) == 1
     assert value(engine, "caplai_inbox_waiting") == 0
     assert value(engine, "caplai_database_up") == 1
-    assert value(web, "caplai_http_requests_total", route="/login/", method="GET", status="200") == 1
+    assert value(web, "caplai_http_requests_total", route="/login/", method="GET", status="200") == 4
     assert value(web, "caplai_http_requests_total", route="other", method="GET", status="404") == 1
 
 
@@ -133,6 +136,9 @@ def the_line_of_a_web_request_has_its_id(story):
 
 
 def no_phone_no_code_and_no_password_is_in_logs_or_metrics(story):
+    assert {line["level"] for line in story["lines"]["web"]} == {"INFO"}, (
+        "a stranger's request is no error of ours"
+    )
     for secret in (CODE, PHONE, "84911222333"):
         assert secret[-7:] not in story["raw"]
     assert story["password"] not in story["raw"]
