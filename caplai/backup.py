@@ -84,16 +84,19 @@ def back_up(conninfo: str, destination: Path, *, pg_bin: str | None = None) -> M
         _sync(partial)
         partial.rename(destination)
         _sync(destination.parent)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError) and error.filename is None:
+            raise BackupError(f"{destination.parent}: {error.strerror}.") from None
         raise
     return manifest
 
 
 def _dump(conninfo: str, file: Path, pg_bin: str | None) -> Manifest:
-    with psycopg.connect(conninfo) as conn:
+    with _connect(conninfo) as conn:
         server = conn.info.server_version // 10_000
         folder, version = _programs(pg_bin, server, server)
+        conn.autocommit = False
         conn.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         conn.read_only = True
         tables = _tables(conn)
@@ -151,6 +154,10 @@ def copy_keyring(keyring: Path, destination: Path, backup: Path | None = None) -
         _write(partial, keyring.read_bytes())
         partial.rename(destination)
         _sync(destination.parent)
+    except OSError as error:
+        if error.filename is None:  # a full disk
+            raise BackupError(f"{destination.parent}: {error.strerror}.") from None
+        raise
     finally:
         partial.unlink(missing_ok=True)
 
@@ -217,7 +224,7 @@ def restore(
     One transaction. Raises BackupError; then the database is as it was, but for the mark that keeps everything
     from starting on it if a restore had begun.
     """
-    with psycopg.connect(conninfo, autocommit=True) as conn:
+    with _connect(conninfo) as conn:
         server = conn.info.server_version // 10_000
         if server < manifest.postgresql:
             raise BackupError(
@@ -238,14 +245,14 @@ def restore(
                 conn.execute(f"drop schema {RESTORE_MARK}")
             raise
     _load(conninfo, folder, source / DUMP, _before(replace), _after(manifest, forget or {}))
-    with psycopg.connect(conninfo, autocommit=True) as conn:
+    with _connect(conninfo) as conn:
         conn.execute("analyze")  # a table that has just grown is planned as an empty one
         return recover.last_ended(conn)
 
 
 def after_the_fact(conninfo: str) -> recover.Ended:
     """End what lived in a database that came back by other means. Raises BackupError if anybody uses it."""
-    with psycopg.connect(conninfo) as conn:
+    with _connect(conninfo) as conn, conn.transaction():
         if "reissue_case" not in _tables(conn):
             raise BackupError("This database holds no tables of caplai's. Name the restored one.")
         _refuse_if_used(conn)
@@ -392,6 +399,16 @@ def _finish(process: subprocess.Popen[bytes], name: str) -> None:
     if process.wait() != 0:
         last = " / ".join(said.splitlines()[-2:]) or f"status {process.returncode}"
         raise BackupError(f"{name} failed, and nothing was changed: {last}")
+
+
+def _connect(conninfo: str) -> psycopg.Connection:
+    """A connection in autocommit for which no time limit holds, as for pg_dump's and pg_restore's."""
+    conn = psycopg.connect(conninfo, autocommit=True)
+    conn.execute(
+        "select set_config(name, '0', false) from pg_settings where name ~ '^(statement|lock|transaction|"
+        "idle_in_transaction_session)_timeout$'"
+    )
+    return conn
 
 
 def _tables(conn: psycopg.Connection) -> set[str]:

@@ -259,8 +259,14 @@ def backup(dest: Path, keyring_dest: Path | None) -> None:
             if config.keys.source is not None:
                 raise Failure(f"The keys come from {config.keys.source}: back them up where they are kept.")
             work.copy_keyring(config.keyring_file, keyring_dest, dest)
-            click.echo(f"keyring: {keyring_dest}")
-        manifest = work.back_up(database.conninfo, dest, pg_bin=_pg_bin(config))
+        try:
+            manifest = work.back_up(database.conninfo, dest, pg_bin=_pg_bin(config))
+        except BaseException:
+            if keyring_dest is not None:
+                keyring_dest.unlink()  # so that the same command can be given again
+            raise
+    if keyring_dest is not None:
+        click.echo(f"keyring: {keyring_dest}")
     click.echo(
         f"database: {dest}, {manifest.bytes / 1e6:.1f} MB, {manifest.rows['account']} accounts,"
         f" PostgreSQL {manifest.postgresql}"
@@ -320,12 +326,13 @@ def restore(
         return
     manifest = work.read(src)
     if keyring_src is not None:
-        if config.keyring_file.exists():
+        if not config.keyring_file.exists():
+            config.keyring_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            work.copy_keyring(keyring_src, config.keyring_file)
+        elif config.keyring_file.is_dir() or config.keyring_file.read_bytes() != keyring_src.read_bytes():
             raise Failure(
                 f"{config.keyring_file} is there already. Move it away to put another in its place."
             )
-        config.keyring_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        work.copy_keyring(keyring_src, config.keyring_file)
     lacking = work.lacking_peppers(manifest, config.open_keyring())
     if lacking and not without_keys:
         raise Failure(

@@ -6,8 +6,10 @@ What lived when the backup was taken must not live after it: no case, no sign-in
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
+import time
 import urllib.error
 import urllib.request
 from datetime import timedelta
@@ -19,6 +21,7 @@ from click.testing import CliRunner
 from django.conf import settings
 from django.contrib.sessions.models import Session
 from django.utils import timezone
+from psycopg.conninfo import make_conninfo
 
 from caplai import backup, demo
 from caplai.cli import main
@@ -326,6 +329,49 @@ def test_wrong_use_is_a_sentence(caplai, tmp_path, target, lan):
     assert list(tmp_path.iterdir()) == []
 
 
+def fill(folder):
+    (folder / "fill").write_bytes(b"x" * shutil.disk_usage(folder).free)
+
+
+@pytest.fixture
+def full(tmp_path):
+    """A folder on a disk that has no room left."""
+    folder = tmp_path / "full"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], check=False).returncode:
+        pytest.skip("only root may mount a disk")
+    fill(folder)
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_is_a_sentence(caplai, lan, tmp_path, full, monkeypatch):
+    done = caplai("backup", tmp_path / "b", "--keyring", full / "keyring.json")
+    assert (done.exit_code, done.stderr) == (1, f"Error: {full}: No space left on device.\n")
+    assert not (tmp_path / "b").exists()
+
+    copy = tmp_path / "safe" / "keyring.json"
+    copy.parent.mkdir()
+    done = caplai("backup", full / "b", "--keyring", copy)
+    assert done.exit_code == 1 and "pg_dump: error: could not write" in done.stderr
+    assert not copy.exists()  # so the same command can be given again
+
+    (full / "fill").unlink()
+    monkeypatch.setattr(backup, "_checksum", lambda dump: fill(full))  # no room for the manifest
+    done = caplai("backup", full / "b")
+    assert (done.exit_code, done.stderr) == (1, f"Error: {full}: No space left on device.\n")
+    assert [path.name for path in full.iterdir()] == ["fill"]
+
+
+def test_time_limits_of_the_database_hold_up_no_backup(caplai, lan, tmp_path, target, monkeypatch):
+    finish = backup._finish
+    monkeypatch.setattr(backup, "_finish", lambda *given: (time.sleep(0.3), finish(*given)))
+    limits = {"idle_in_transaction_session_timeout": "100", "statement_timeout": "100"}
+    options = " ".join(f"-c {name}={limit}" for name, limit in limits.items())
+    done = caplai("backup", tmp_path / "b", url=make_conninfo(conninfo(), options=options))
+    assert done.exit_code == 0, done.output
+
+
 # --- keys ------------------------------------------------------------------------------------------
 
 
@@ -349,6 +395,10 @@ def test_the_keyring_is_kept_apart(caplai, living, tmp_path, target):
     done = caplai("restore", tmp_path / "b", "--keyring", copy, url=target, keyring=new)
     assert done.exit_code == 0, done.output
     assert new.read_bytes() == copy.read_bytes() and new.stat().st_mode & 0o777 == 0o600
+    # The same command again finds it there; another keyring is never overwritten.
+    again = caplai("restore", tmp_path / "b", "--keyring", copy, "--replace", url=target, keyring=new)
+    assert again.exit_code == 0, again.output
+    new.write_text("{}")
     done = caplai("restore", tmp_path / "b", "--keyring", copy, url=target, keyring=new)
     assert done.exit_code == 1 and "is there already" in done.stderr
 
