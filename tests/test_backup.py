@@ -93,7 +93,7 @@ def living(conn, rules, lan):
     queues.park(conn, last, "ValueError")
     part = queues.Arrival("84327000686", 1, 1, "8079", 0, None, 7, 2, 1, b"BH MK")
     queues.accept(conn, "viettel", None, [part], lambda *given: "")
-    queues.open_session(conn, "viettel", "e")
+    conn.execute("update inbox set session = %s", [queues.open_session(conn, "viettel", "e")])
     old = Account.objects.create(code="0000000042", phone="+84327000687", state="approved")
     form = {
         "phone": old.phone,
@@ -137,6 +137,15 @@ def assert_ended(url):
         assert query(url, statement) == rows, statement
 
 
+def assert_the_same_text_is_a_new_message(url):
+    """What was open is closed, so a text is no redelivery of it, even if the restore was quick."""
+    arrival = queues.Arrival("84327000686", 1, 1, "8079", 0, "waits", suspect=queues.Suspect.UNCONFIRMED)
+    with psycopg.connect(url, autocommit=True) as conn:
+        conn.execute("update inbox set received_at = now() - interval '5 s'")
+        session = queues.open_session(conn, "viettel", "new")
+        assert len(queues.accept(conn, "viettel", session, [arrival], None).ids) == 1
+
+
 # --- there and back --------------------------------------------------------------------------------
 
 
@@ -151,6 +160,7 @@ def test_what_lived_at_the_backup_does_not_live_after_the_restore(caplai, living
     )
     assert "Closed without an answer: 2 messages, 1 replies, 0 parts." in done.stdout
     assert_ended(target)
+    assert_the_same_text_is_a_new_message(target)
     # It is a database like any other now: the sequences go on.
     inserted = "insert into inbox (link, source, destination, text) values ('v', 's', 'd', 't') returning id"
     assert query(target, inserted)[0][0] > query(target, "select min(id) from inbox")[0][0]

@@ -8,7 +8,9 @@ had been thrown out since, and a restored message would be answered days late. S
 - messages without an outcome get the outcome `restored`: they were acknowledged, so the carrier will not send
   them again, and their senders have long texted once more;
 - replies that were not settled are `expired`: their passwords have ended, and whatever else they said is old;
-- parts of long messages are gone.
+- parts of long messages are gone;
+- every acknowledgement counts as arrived: a text that comes now is a new message, and no redelivery of one that
+  will not be answered any more.
 
 Passwords that people chose, guesses and limits stand as they did at the time of the backup.
 """
@@ -36,7 +38,7 @@ with cases as (
 ), devices as (
     delete from device returning 1
 ), binds as (
-    update link_session set ended_at = now() where ended_at is null
+    update link_session set ended_at = coalesce(ended_at, now()), confirmed_at = now()
 )
 insert into event (at, kind, data) select now(), 'restored', jsonb_build_object(
     'cases', (select count(*) from cases where ended_as = 'restored'), 'messages', (select count(*) from messages),
