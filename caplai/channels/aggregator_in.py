@@ -20,12 +20,14 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 
 from caplai.channels.aggregators import Aggregator, charset_codec
 from caplai.domain import msisdn
+from caplai.domain.policy import Decision
 from caplai.service.answer import answer
-from caplai.service.reissue import Rules
+from caplai.service.reissue import Rules, tell
 from caplai.smpp import text
 from caplai.store.db import is_at_fault_itself
 from caplai.store.keyring import KeyringError
-from caplai.store.queues import Arrival
+from caplai.store.queues import Arrival, Waiting
+from caplai.watch import metrics, trail
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +60,8 @@ class Door:
         self, aggregators: Iterable[Aggregator], rules: Callable[[], Rules], *, insists_on_https: bool
     ) -> None:
         self._aggregators = {aggregator.name: aggregator for aggregator in aggregators}
+        for name in self._aggregators:  # a rise from nothing to one is seen only if there was a zero
+            metrics.received.labels(name)
         self._rules = rules
         self._insists_on_https = insists_on_https
         self._away = False
@@ -118,6 +122,8 @@ class Door:
             raise _Refused(403)
 
     def _store(self, aggregator: Aggregator, request_id: str | None, arrival: Arrival) -> str | None:
+        new: list[tuple[Waiting, Decision]] = []
+        began = time.monotonic()
         try:
             rules = self._rules()
             with db.transaction.atomic():
@@ -131,6 +137,7 @@ class Door:
                     rules,
                     join=join,
                     at_once=aggregator.reply == "body",
+                    decided=lambda *what: new.append(what),
                 )
         except (psycopg.Error, db.Error, KeyringError) as error:
             cause = error.__cause__ if isinstance(error, db.Error) else error
@@ -139,6 +146,10 @@ class Door:
             self._say_once(type(error).__name__)
             raise _Refused(503) from None
         self._say_once(None)
+        for message, decision in new:
+            metrics.received.labels(aggregator.name).inc()
+            trail.ACCEPTED.write([(message.id,)], aggregator.name)
+            tell([message], [decision], time.monotonic() - began)
         return reply
 
     def _say_once(self, trouble: str | None) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import psycopg
 
-from caplai.domain.policy import SILENT
+from caplai.domain.policy import SILENT, Decision
 from caplai.service.deliver import compose
 from caplai.service.reissue import Rules, reissue, request_of
 from caplai.store import queues
@@ -25,12 +25,14 @@ def answer(
     *,
     join: Callable[[int, dict[int, bytes], int], str],
     at_once: bool,
+    decided: Callable[[Waiting, Decision], object] = lambda message, decision: None,
 ) -> str | None:
     """The text that answers a message which `link` brought; needs a transaction.
 
     It is empty where there is silence, where other parts of a long message are still to come, where the password of a
     repeated request has ended meanwhile, and unless `at_once`: then the reply has gone to the outbox. None says that
-    `request_id` was another message's; nothing was stored then. `join` as for queues.accept().
+    `request_id` was another message's; nothing was stored then. `join` as for queues.accept();
+    `decided` hears of a message that is new, which is to be told once it is committed.
 
     Raises psycopg.Error when nothing is certain, and KeyringError when this host lacks the key: roll back then.
     """
@@ -53,6 +55,7 @@ def answer(
         if at_once:
             request.reply_to.link, request.reply_to.at_once = link, True
         [decision] = reissue(conn, [request], rules)
+        decided(message, decision)
         reply = _reply(conn, message, rules) if at_once else ""
         if at_once and not reply and decision.outcome not in SILENT:
             raise LookupError("a reply is not in the store")

@@ -188,11 +188,11 @@ def reissue_inbox(conn: psycopg.Connection, rules: Rules, count: int) -> int:
         if waiting:
             decisions = reissue(conn, [request_of(message, rules) for message in waiting], rules)
     if waiting:
-        _tell(waiting, decisions, time.monotonic() - claimed)
+        tell(waiting, decisions, time.monotonic() - claimed)
     return len(waiting)
 
 
-def _tell(waiting: Sequence[queues.Waiting], decisions: Sequence[Decision], took: float) -> None:
+def tell(waiting: Sequence[queues.Waiting], decisions: Sequence[Decision], took: float) -> None:
     """Let it be seen what was decided, once it is committed: `took` seconds after the claim."""
     for outcome, count in Counter(decision.outcome for decision in decisions).items():
         metrics.decisions.labels(str(outcome)).inc(count)
@@ -233,7 +233,7 @@ def reissue_one_by_one(conn: psycopg.Connection, rules: Rules, count: int) -> in
             continue
         if message is None:
             break
-        _tell([message], decided, time.monotonic() - claimed)
+        tell([message], decided, time.monotonic() - claimed)
     return parked
 
 

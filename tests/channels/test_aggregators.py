@@ -15,6 +15,7 @@ from caplai.channels.aggregator_in import sign
 from caplai.service.operate import switch_service
 from caplai.store.keyring import KeyringFile
 from caplai.store.models import Account, Case, Inbox, Outbox, Segment
+from caplai.watch import metrics
 from caplai.watch.logs import Plain
 from tests.channels.site import JSON, KANNEL, KEY, LAN, NEXT_KEY, PHONE, SECRET, kannel_url, part, serve
 
@@ -170,6 +171,27 @@ def test_the_same_id_again_gets_the_same_answer(site):
     # A password that has ended is not repeated.
     Case.objects.update(ended_at=Case.objects.get().opened_at, ended_as="used")
     assert site.kannel(id="one") == ""
+
+
+def test_a_message_can_be_followed_and_is_counted_once(site, caplog):
+    def count(name, **labels):
+        return metrics.REGISTRY.get_sample_value(name, labels) or 0.0
+
+    before = (
+        count("caplai_messages_received_total", link="vnpt"),
+        count("caplai_decisions_total", outcome="issued"),
+    )
+    caplog.set_level(logging.INFO, "caplai.trail")
+    site.kannel(id="one")
+    site.kannel(id="one")
+    after = (
+        count("caplai_messages_received_total", link="vnpt"),
+        count("caplai_decisions_total", outcome="issued"),
+    )
+    assert [now - then for then, now in zip(before, after, strict=True)] == [1, 1]
+    message = Inbox.objects.get().id
+    steps = [(record.message, record.rows[0][0][0]) for record in caplog.records if hasattr(record, "rows")]
+    assert steps == [("accepted", message), ("decided", message)]
 
 
 def test_an_error_is_repeated_word_for_word(site, settings):
