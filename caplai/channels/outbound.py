@@ -99,6 +99,8 @@ class Outbound:
         self._refused_in_a_row = 0
         self._held: set[int] = set()
         """Messages that were claimed here and whose result is not written yet."""
+        self._claimed_again: dict[int, Due] = {}
+        """Of these, the latest claim of each that was made although it was held."""
         self._written: set[int] = set()
         """Messages whose result was written since the latest claim was asked for."""
         self._quiet = 0.0
@@ -234,8 +236,9 @@ class Outbound:
 
     def _submit(self, connection: Connection | None, due: Due) -> None:
         # Another engine, which took the link from us and lost it, may have made it due again. Its answer is still
-        # to come, or to be written, and settles this claim too.
+        # to come, or to be written, and settles this claim too; or it is written, and we shall know in a moment.
         if due.id in self._held:
+            self._claimed_again[due.id] = due
             return
         self._held.add(due.id)
         # An older result, written once more because nobody knew whether it was, may have ended this very claim.
@@ -363,7 +366,12 @@ class Outbound:
                 self._unwritten -= len(batch)
                 written = {settled.id for settled in batch}
                 self._written |= written
-                self._held -= written
+                # Whom the result came too early for, gives its claim back; to any other this changes nothing. Not at
+                # once: it would be claimed before this is written.
+                again = [due for id_ in written if (due := self._claimed_again.pop(id_, None))]
+                for due in again:
+                    self._settle(postpone(due, POLL))
+                self._held -= written.difference(due.id for due in again)
                 self._seen.settled(batch)
                 pauses = [settled.again_in for settled in batch if settled.state == "ready"]
                 if pauses:

@@ -350,3 +350,26 @@ def test_tps_counts_parts(scenario, conn):  # noqa: F811
             assert times[start + 10] - times[start] > 0.75
 
     scenario(play, tps=10)
+
+
+def test_what_is_due_again_before_we_know_it_does_not_wait_for_its_lease(scenario, conn, monkeypatch):  # noqa: F811
+    """Its result is written, and claimed again, and only then the answer to the writing comes."""
+    settle_outbox, settled_at = queues.settle_outbox, []
+
+    def late(connection, engine, batch):
+        settle_outbox(connection, engine, batch)
+        settled_at.append(time.monotonic())
+        if len(settled_at) == 1:
+            time.sleep(2)  # committed, and the answer takes its time
+
+    monkeypatch.setattr(queues, "settle_outbox", late)
+
+    async def play(carrier):
+        await carrier.bound()
+        carrier.statuses = [Status.ESME_RTHROTTLED]
+        insert(conn, "Xin chao.")
+        await carrier.replies(2)
+        await settled(conn, [("sent", 2)])
+        assert len(carrier.submitted) == 2
+
+    scenario(play)
