@@ -87,7 +87,8 @@ class Outbound:
         self._stopping = False
         self._due = asyncio.Event()
         self._freed = asyncio.Event()
-        self._lacks_key = False
+        self._lacking: set[str | None] = set()
+        """The issuing keys that this host was found to lack."""
         self._settled: list[Settled] = []
         self._seen = _Seen(link.name)
         self._settled_event = asyncio.Event()
@@ -264,12 +265,12 @@ class Outbound:
             self._settle(settle(due, Verdict.NEVER, datetime.now(UTC)))
             return
         if pdus is None:
-            if not self._lacks_key:
+            if due.key not in self._lacking:
                 log.error("link %s: this host lacks an issuing key; replies wait for it", self._link.name)
-            self._lacks_key = True
+            self._lacking.add(due.key)
             self._settle(postpone(due, KEY_RETRY))
             return
-        self._lacks_key = False
+        self._lacking.discard(due.key)
         self._seen.submit(due)
         self._in_flight += 1
         accepted = self._accepted.pop(due.id, {})

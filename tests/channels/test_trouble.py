@@ -232,6 +232,27 @@ def insert_reply(conn, case_id):
     )
 
 
+def test_that_a_key_is_lacking_is_told_once(scenario, conn, caplog):
+    """However many replies wait for it, and whatever else goes out between them."""
+    case = uuid.uuid4()
+    conn.execute(
+        "insert into reissue_case (account, id, phone, channel, key, version, length, alphabet, texts, opened_at,"
+        " expires_at) values ('0123456789', %s, '+84327000686', 'sms', 'gone', 1, 6, '0123456789', 1, now(),"
+        " now() + interval '1 day')",
+        [case],
+    )
+
+    async def play(carrier):
+        for number in range(3):
+            insert_reply(conn, case)
+            assert await carrier.deliver("BH") == Status.ESME_ROK
+            await carrier.replies(number + 1)
+        await until(lambda: conn.execute("select count(*) from outbox where attempts = 0").fetchone() == (3,))
+
+    scenario(play)
+    assert caplog.text.count("lacks an issuing key") == 1
+
+
 def test_a_reply_that_cannot_be_written_does_not_hold_up_the_others(scenario, conn):
     async def play(carrier):
         insert_reply(conn, uuid.uuid4())  # its case is gone
