@@ -32,12 +32,13 @@ def due(attempts=1, age=timedelta(0)):
 
 
 def insert(conn, words, count=1):
-    """Messages that answer nobody, due now."""
+    """Messages that answer nobody, due one after another, all by now."""
     wording = queues.intern(conn, [words])[words]
     conn.execute(
-        "insert into outbox (kind, wording, link, sender, destination)"
-        " select 'notice', %s, 'viettel', '8079', '8490' || lpad(n::text, 7, '0') from generate_series(1, %s) n",
-        [wording, count],
+        "insert into outbox (kind, wording, link, sender, destination, due_at)"
+        " select 'notice', %(wording)s, 'viettel', '8079', '8490' || lpad(n::text, 7, '0'),"
+        " now() - (%(count)s - n) * interval '1 ms' from generate_series(1, %(count)s) n",
+        {"wording": wording, "count": count},
     )
     conn.execute(f"notify {queues.OUTBOX_CHANNEL}")
 

@@ -382,9 +382,10 @@ def test_anything_is_answered_and_no_digit_invented(text: str) -> None:
     ids=ascii,
 )
 @pytest.mark.parametrize("head", ["", "BH MK ", "BHMK", "B", "Soạn "])
+@pytest.mark.timeout(20)
 def test_long_texts_cost_no_more_than_their_length(head: str, unit: str) -> None:
-    """A quadratic reading of these would outlast the time limit of the test run by far."""
-    understood = understand(head + unit * 100_000, Grammar())
+    """A quadratic reading of these would outlast the time limit by far."""
+    understood = understand(head + unit * 40_000, Grammar())
     assert understood in (BadSyntax(), BadCode(), OK)
 
 
