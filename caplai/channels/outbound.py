@@ -226,14 +226,15 @@ class Outbound:
         whether it still does; else a bucket that holds a tenth of a second of its TPS.
         """
         now = time.monotonic()
+        allowed = BATCH
+        if self._link.tps:
+            room = max(1.0, self._link.tps / 10)
+            self._allowance = min(room, self._allowance + (now - self._allowance_at) * self._link.tps)
+            self._allowance_at = now
+            allowed = int(self._allowance)
         if self._quiet:
-            return int(now >= max(self._quiet_until, self._asked_until))
-        if not self._link.tps:
-            return BATCH
-        room = max(1.0, self._link.tps / 10)
-        self._allowance = min(room, self._allowance + (now - self._allowance_at) * self._link.tps)
-        self._allowance_at = now
-        return int(self._allowance)
+            return min(1, allowed) if now >= max(self._quiet_until, self._asked_until) else 0
+        return allowed
 
     def _submit(self, connection: Connection | None, due: Due) -> None:
         # Another engine, which took the link from us and lost it, may have made it due again. Its answer is still
