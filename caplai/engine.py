@@ -69,7 +69,15 @@ class Engine:
         self._end = asyncio.Event()
         self.failure: BaseException | None = None
         self.esmes = [
-            Esme(link, self.database, self.leases, lambda: keyring.ring("issuing"), self.name, self._work.set)
+            Esme(
+                link,
+                self.database,
+                self.leases,
+                lambda: keyring.ring("issuing"),
+                self.name,
+                self._work.set,
+                lambda: not self._lacks_keys(),
+            )
             for link in config.links
         ]
         self.aggregators = [
@@ -102,9 +110,7 @@ class Engine:
     async def start(self) -> None:
         rules = await self.database.run(lambda conn: reissue_rules(self.config, self.keyring, conn))
         await asyncio.to_thread(self.presence.start)
-        self._tasks = [
-            asyncio.create_task(self._run_link(esme), name=f"link {esme.link.name}") for esme in self.esmes
-        ]
+        self._tasks = [asyncio.create_task(esme.run(), name=f"link {esme.link.name}") for esme in self.esmes]
         self._tasks += [
             asyncio.create_task(out.run(), name=f"aggregator {out.aggregator.name}")
             for out in self.aggregators
@@ -136,12 +142,6 @@ class Engine:
         await asyncio.to_thread(self.presence.stop)
         self._retention.close()
         self.database.close()
-
-    async def _run_link(self, esme: Esme) -> None:
-        """A link that we held without the keys in use would keep its replies from everybody."""
-        while self._lacks_keys():
-            await asyncio.sleep(POLL)
-        await esme.run()
 
     def _lacks_keys(self) -> bool:
         try:

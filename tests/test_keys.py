@@ -212,6 +212,32 @@ def test_a_host_that_comes_up_without_an_active_key_serves_nobody_until_it_has_i
 
 
 @pytest.mark.slow
+def test_a_host_that_comes_to_lack_a_key_leaves_its_link_to_one_that_has_it(conn, citizens, tmp_path):
+    """Who rotates "now" on one host waits for nobody: the replies with the new key are that host's to send."""
+
+    async def play():
+        async with Carrier() as carrier:
+            link = {"name": "viettel", "host": "127.0.0.1", "port": carrier.port, "password": "secret"}
+            one = Host(tmp_path / "one", CAPLAI_LINKS=json.dumps([link]))
+            two = Host(tmp_path / "two", like=one, CAPLAI_LINKS=json.dumps([link]))
+            with one.running("engine"):
+                await carrier.bound()
+                with two.running("engine"):
+                    await until(lambda: conn.execute("select count(*) from process").fetchone()[0] == 2)
+                    keys.rotate(conn, two.keyring, "issuing", LEAD, SILENCE, now=True)
+                    await carrier.until(lambda: len(carrier.binds) == 2, 30)
+                    await carrier.bound()
+                    assert await password(carrier, 0)
+                    assert "this host lacks keys that are in use; unbinding" in one.log("engine")
+                    one.copy(two)
+                await carrier.until(lambda: len(carrier.binds) == 3, 30)  # two has ended; one is fit again
+                await carrier.bound()
+                assert await password(carrier, 1)
+
+    asyncio.run(play())
+
+
+@pytest.mark.slow
 def test_cookies_survive_a_rotation_of_the_web_key(conn, citizens, tmp_path, monkeypatch):
     one = Host(tmp_path / "one")
     two = Host(tmp_path / "two", like=one)

@@ -5,6 +5,7 @@ outbound.py sends what is due; this file holds the link's lease, its connections
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
@@ -51,6 +52,8 @@ STORE_BACK = 5.0
 LAST_RESULTS = 2.0
 """Seconds for writing, once unbound, what became of the last messages."""
 STANDING_BY = "held by another engine"
+UNFIT = 3.0
+"""Seconds for which this host may lack a key before it leaves its links to others: not while a key is just changing."""
 BACKOFF = (0.5, 30.0)
 """Seconds between attempts to connect: the first pause and the longest; each is jittered."""
 
@@ -58,7 +61,8 @@ BACKOFF = (0.5, 30.0)
 class Esme:
     """One link to a carrier, from start to stop.
 
-    `on_stored` is called after messages were stored, so that somebody decides them.
+    `on_stored` is called after messages were stored, so that somebody decides them. `is_fit`: whether this host has
+    all keys; without them it would keep the link's replies from people, so another engine is to have the link.
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class Esme:
         keyring: Callable[[], Keyring],
         engine: str,
         on_stored: Callable[[], None],
+        is_fit: Callable[[], bool] = lambda: True,
     ) -> None:
         self.link = link
         self.state = "down"
@@ -77,6 +82,7 @@ class Esme:
         self._engine = engine
         self._stopping = False
         self._leases = leases
+        self._is_fit = is_fit
         self._leased = asyncio.Event()
         self._connections: list[Connection] = []
         self._store_well = True
@@ -156,7 +162,14 @@ class Esme:
         While the database is away a bind is kept for a while, and what arrives is answered "try again"; but
         nothing is sent on it from the moment that somebody else may hold the lease (`_sender`).
         """
+        fit_at = time.monotonic() - UNFIT  # at the start nothing is changing
         while not self._stopping:
+            if self._is_fit():
+                fit_at = time.monotonic()
+            elif not self._leased.is_set() or time.monotonic() - fit_at > UNFIT:
+                await self._leave_to_others()
+                await self._pause(HEARTBEAT)
+                continue
             try:
                 held = await self._leases.hold(self.link.name, self.link.binds)
             except psycopg.Error:
@@ -172,6 +185,17 @@ class Esme:
             elif not held:
                 self._say_state(STANDING_BY)
             await self._pause(HEARTBEAT)
+
+    async def _leave_to_others(self) -> None:
+        """Unbind, and then give the lease up: few carriers let a second engine bind beside the first."""
+        if not self._leased.is_set():
+            return
+        self._let_go("this host lacks keys that are in use")
+        for connection in list(self._connections):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(connection.ended.wait(), 2.0)
+        with contextlib.suppress(psycopg.Error):
+            await self._leases.release(self.link.name)
 
     def _let_go(self, why: str) -> None:
         self._leased.clear()

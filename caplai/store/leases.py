@@ -22,7 +22,7 @@ class Leases:
     def __init__(self) -> None:
         self._threads = DatabaseThreads(1, idle_timeout=TTL)
         self._connection: psycopg.Connection | None = None
-        self._held: set[str] = set()
+        self._held: dict[str, int] = {}
         self._certain_at: dict[str, float] = {}
 
     async def hold(self, link: str, binds: int) -> bool:
@@ -36,6 +36,11 @@ class Leases:
         if held:
             self._certain_at[link] = asked
         return held
+
+    async def release(self, link: str) -> None:
+        """Give the link's lease up. Raises psycopg.Error; the lease has then ended with its connection."""
+        self._certain_at.pop(link, None)
+        await self._threads.run(self._release, link)
 
     def age(self, link: str) -> float:
         """Seconds since we were certain to hold the link. Below TTL nobody else can hold our lease."""
@@ -53,10 +58,17 @@ class Leases:
             connection.execute("select 1")
             return True
         for slot in range(binds):
-            row = connection.execute(
-                "select pg_try_advisory_lock(%s)", [named_lock(_LEASE, f"{link}/{slot}")]
-            ).fetchone()
+            row = connection.execute("select pg_try_advisory_lock(%s)", [_key(link, slot)]).fetchone()
             if row is not None and row[0]:
-                self._held.add(link)
+                self._held[link] = slot
                 return True
         return False
+
+    def _release(self, connection: psycopg.Connection, link: str) -> None:
+        slot = self._held.pop(link, None)
+        if slot is not None and connection is self._connection:
+            connection.execute("select pg_advisory_unlock(%s)", [_key(link, slot)])
+
+
+def _key(link: str, slot: int) -> int:
+    return named_lock(_LEASE, f"{link}/{slot}")
