@@ -24,6 +24,7 @@ from caplai.store import queues
 from caplai.store.db import DatabaseThreads
 from caplai.store.keyring import KeyringError
 from caplai.store.queues import Due, Settled
+from caplai.watch import metrics, trail
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +116,7 @@ class AggregatorOut:
         self._due.clear()
 
     async def _handle(self, client: aiohttp.ClientSession, send: Send | None, due: Due) -> None:
+        began = time.monotonic()
         settled = drop_dead(due)
         if settled is None and send is None:
             # The parts of a long message came one by one, some of them never, and no request waits for the answer.
@@ -127,7 +129,9 @@ class AggregatorOut:
                 log.exception("aggregator %s: message %d cannot be sent", self.aggregator.name, due.id)
                 settled = settle(due, Verdict.NEVER, datetime.now(UTC))
         assert settled is not None
-        await self._settle(settled)
+        due.age += time.monotonic() - began
+        if await self._settle(settled):
+            self._tell(due, settled)
 
     async def _send(self, client: aiohttp.ClientSession, send: Send, due: Due) -> Settled:
         try:
@@ -137,6 +141,7 @@ class AggregatorOut:
         if text is None:
             self._say_state("this host lacks an issuing key; replies wait for it")
             return postpone(due, KEY_RETRY)
+        trail.SUBMITTED.write([(due.inbox_id, due.id, due.kind, due.attempts, due.age)], self.aggregator.name)
         make = _kannel_request if self.aggregator.format == "kannel" else _json_request
         status, result = None, Verdict.AGAIN
         try:
@@ -160,8 +165,21 @@ class AggregatorOut:
         if status in (429, 503) and retry_after.isdecimal():
             self._quiet_until = time.monotonic() + min(float(retry_after[:6]), QUIET)
 
-    async def _settle(self, settled: Settled) -> None:
-        """Write what became of a message; while the store is away, again and again until the lease ends."""
+    def _tell(self, due: Due, settled: Settled) -> None:
+        """Let it be seen what became of a message, as the store has it now."""
+        link = self.aggregator.name
+        status = None if settled.status is None else f"HTTP {settled.status}"
+        metrics.settled.labels(link, settled.state).inc()
+        metrics.answered_seconds.observe([due.age] if settled.state == "sent" else [], link)
+        trail.SETTLED.write(
+            [(due.inbox_id, due.id, settled.state, due.attempts, status, due.age)],
+            link,
+        )
+
+    async def _settle(self, settled: Settled) -> bool:
+        """Write what became of a message; while the store is away, again and again until the lease ends. Whether it
+        is written.
+        """
         end = time.monotonic() + LEASE.total_seconds()
         while time.monotonic() < end:
             try:
@@ -172,7 +190,8 @@ class AggregatorOut:
             else:
                 if settled.state == "ready":
                     asyncio.get_running_loop().call_later(settled.again_in, self.wake)
-                return
+                return True
+        return False
 
     def _say_state(self, state: str) -> None:
         """Log a change of the aggregator's state, once."""

@@ -69,6 +69,6 @@ DECIDED = Step("decided", request=str, outcome=str, seconds=float)
 SUBMITTED = Step("submitted", request=str, reply=int, outcome=str, attempt=int, seconds=float)
 SETTLED = Step("settled", request=str, reply=int, state=str, attempt=int, status=str, seconds=float)
 """What became of the reply, as the store has it now: sent, failed, expired, or ready for another attempt. `status` is
-the SMSC's answer, None if there was none; `seconds` are those until that answer.
+the SMSC's answer or `HTTP` and an aggregator's, None if there was none; `seconds` are those until that answer.
 """
 PARKED = Step("parked", request=str, error=str)

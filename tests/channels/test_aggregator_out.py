@@ -18,6 +18,7 @@ from caplai.service.deliver import compose
 from caplai.store import queues
 from caplai.store.models import Inbox
 from caplai.store.queues import Arrival
+from caplai.watch import metrics
 from caplai.watch.logs import Plain
 from caplai.wiring import reissue_rules
 
@@ -203,6 +204,31 @@ def test_a_refusal_for_now_and_a_silence_bring_the_identical_message_again(play)
         assert len({request.headers["Idempotency-Key"] for request, _ in requests}) == 1
 
     play(scenario, timeout=0.3)
+
+
+def test_a_reply_can_be_followed_and_is_counted(play, caplog):
+    caplog.set_level(logging.INFO, "caplai.trail")
+    labels = {"link": "vnpt", "state": "sent"}
+    before = metrics.REGISTRY.get_sample_value("caplai_replies_settled_total", labels) or 0.0
+
+    async def scenario(upstream, store, bring):
+        upstream.answers = [(503, {})]
+        await bring()
+        await upstream.requested(1)
+        await store.due_now()
+        await store.settled("sent")
+
+    play(scenario)
+    lines = [
+        line
+        for record in caplog.records
+        if hasattr(record, "rows")
+        for line in record.step.plain(record.rows)
+    ]
+    assert [line.split()[0] for line in lines] == ["submitted", "settled", "submitted", "settled"]
+    assert "state=ready" in lines[1] and "status=HTTP 503" in lines[1]
+    assert "state=sent attempt=2 status=HTTP 202" in lines[3] and "link=vnpt" in lines[3]
+    assert metrics.REGISTRY.get_sample_value("caplai_replies_settled_total", labels) == before + 1
 
 
 def test_a_refusal_for_good_is_one(play):
