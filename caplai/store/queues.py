@@ -20,7 +20,7 @@ from psycopg.rows import class_row
 
 from caplai.store.db import named_lock
 
-_ACCEPT = 5  # the kind of lock, see named_lock
+_ACCEPT, _RECEIPTS = 5, 7  # kinds of locks, see named_lock
 REDELIVERY = timedelta(seconds=60)
 """The same message may come again this long after an acknowledgement that may not have arrived (service.md)."""
 INBOX_CHANNEL = "caplai_inbox"
@@ -480,6 +480,9 @@ where outbox.id = s.id and outbox.state = 'claimed' and outbox.claimed_by = %(en
 """
 
 
+# A receipt and the answer that names its message, stored at the same moment, would not see each other.
+_LOCK_RECEIPTS = f"select pg_advisory_xact_lock({named_lock(_RECEIPTS, '')})"
+
 # A receipt may come before the answer that names the message (jasmin #423).
 _MATCH_EARLY_RECEIPTS = """
 with early as (
@@ -496,9 +499,11 @@ def settle_outbox(conn: psycopg.Connection, engine: str, settled: Sequence[Settl
     """Write what became of rows that `engine` had claimed; rows that others hold by now stay as they are."""
     names = ("id", "state", "status", "message_id", "again_in", "tried")
     columns = {name: [getattr(row, name) for row in settled] for name in names}
+    named = [row.id for row in settled if row.message_id is not None]
     with conn.transaction():
+        if named:
+            conn.execute(_LOCK_RECEIPTS)
         conn.execute(_SETTLE_OUTBOX, {**columns, "engine": engine})
-        named = [row.id for row in settled if row.message_id is not None]
         if named:
             conn.execute(_MATCH_EARLY_RECEIPTS, [named])
 
@@ -547,6 +552,7 @@ def accept_receipts(conn: psycopg.Connection, link: str, receipts: Sequence[Mapp
     """
     unmatched = 0
     with conn.transaction():
+        conn.execute(_LOCK_RECEIPTS)
         for receipt in receipts:
             cursor = conn.execute(
                 """

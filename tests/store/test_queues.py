@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import timedelta
 
 import pytest
@@ -140,3 +141,22 @@ def test_a_sweep_waits_for_the_last_part_that_is_being_stored(conn, door):
                 whole = queues.accept_part(storing, "viettel", None, part(2, 2), say_how_many)
                 assert whole.text == "2 of 2"
         assert swept.result(5) == []
+
+
+def test_a_receipt_and_the_answer_that_names_its_message_meet_when_they_come_at_once(conn):
+    wording = queues.intern(conn, ["Xin chao."])["Xin chao."]
+    conn.execute(
+        "insert into outbox (kind, wording, link, sender, destination)"
+        " values ('notice', %s, 'viettel', '8079', '84900000001')",
+        [wording],
+    )
+    [due] = queues.claim_outbox(conn, "viettel", "one", 1, timedelta(seconds=60))
+    receipt = {"message_ids": ["77"], "state": "DELIVRD", "error": None}
+    with connect() as other, ThreadPoolExecutor(1) as link:
+        with conn.transaction():
+            queues.settle_outbox(conn, "one", [queues.Settled(due.id, "sent", 0, "77")])
+            stored = link.submit(queues.accept_receipts, other, "viettel", [receipt])
+            with suppress(TimeoutError):
+                stored.result(0.3)
+        assert stored.result(5) == 0
+    assert conn.execute("select receipt from outbox").fetchall() == [("DELIVRD",)]
