@@ -258,16 +258,16 @@ class Trial:
                 "receipts", False, says, "Wait longer (--timeout), or leave `receipts` off on this link."
             )
 
-    def _matched(self) -> dict[str, receipt.Receipt]:
-        """The receipts of what was sent here, by the id that they give. A constant id says nothing."""
+    def _is_ours(self, given: str) -> bool:
+        """Whether a receipt with this id tells of what was sent here. A constant id says nothing."""
         if len(set(self._sent_ids)) < len(self._sent_ids):
-            return {}
+            return False
         kept = {receipt.bare_id(sent) for sent in self._sent_ids}
-        return {
-            given: found
-            for given, found in self._receipts.items()
-            if kept.intersection(receipt.id_candidates(given))
-        }
+        return not kept.isdisjoint(receipt.id_candidates(given))
+
+    def _matched(self) -> dict[str, receipt.Receipt]:
+        """The receipts of what was sent here, by the id that they give."""
+        return {given: found for given, found in self._receipts.items() if self._is_ours(given)}
 
     # --- what is delivered ---
 
@@ -376,7 +376,7 @@ class Trial:
             found = receipt.parse(words, pdu.tlvs)
             if found.message_id:
                 self._receipts[found.message_id] = found
-                if found.message_id in self._matched():
+                if self._is_ours(found.message_id):
                     self._answer(connection, pdu, Status.ESME_ROK)
                     self._receipt_came.set()
                     return
