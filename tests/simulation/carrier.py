@@ -1,6 +1,7 @@
 """A hostile carrier: an SMSC with phones that delivers again what was not acknowledged, and answers as it likes."""
 
 import asyncio
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -256,9 +257,10 @@ class Carrier:
     def answer(self, connection: Connection, pdu: ShortMessage, status: int, read: list[Text]) -> None:
         if connection.session.closed:
             return
-        for text_ in read:
-            text_.surely_read = True
-        connection.open.pop(pdu.sequence, None)
+        came = connection.open.pop(pdu.sequence, -math.inf)
+        if self.loop.time() - came < self.engines_timeout - _BLUR:  # else the engine may have given it up
+            for text_ in read:
+                text_.surely_read = True
         connection.session.respond(pdu, status, message_id=str(pdu.sequence), now=self.loop.time())
         connection.flush()
 
