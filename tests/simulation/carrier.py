@@ -46,6 +46,8 @@ class Text:
     again_after: "Text | None" = None
     waiting: set[int] = field(default_factory=set)
     """The parts that were not acknowledged yet."""
+    offered_at: float = 0.0
+    """When a part of it was last delivered, or delivered again."""
     doubtful: bool = False
     """It was delivered more than once, or refused: it need not be told from the one before."""
     connections: set["Connection"] = field(default_factory=set)
@@ -213,6 +215,7 @@ class Carrier:
         elif len(text_.pieces) > 1:
             sizes = (2, 1, 1)
             pdu.tlvs = [(t, n.to_bytes(s, "big")) for t, n, s in zip(_SAR, numbers, sizes, strict=True)]
+        text_.offered_at = self.loop.time()
         connection.session.request(pdu, self.loop.time(), (text_, part))
         self.trace(f"carrier delivers text {text_.number}.{part}")
         connection.flush()

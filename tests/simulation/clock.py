@@ -6,6 +6,8 @@
 
 import asyncio
 import contextlib
+import contextvars
+import heapq
 import importlib
 import pkgutil
 import random
@@ -16,16 +18,22 @@ from datetime import UTC, datetime, timedelta
 import caplai.channels
 
 BEGINNING = 1000.0
-_EPOCH = datetime(2026, 11, 23, tzinfo=UTC)
+PROCESS: contextvars.ContextVar[str] = contextvars.ContextVar("process", default="")
+"""Whose code runs; what it schedules is its own."""
+EPOCH = datetime(2026, 11, 23, tzinfo=UTC)
 
 
 class Loop(asyncio.BaseEventLoop):
-    """An event loop that goes to the next appointed time instead of waiting for it, and knows no files."""
+    """An event loop that goes to the next appointed time instead of waiting for it, and knows no files.
+
+    It plays several processes, and one of them may hang for a while.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._now = BEGINNING
         self._selector = self  # what BaseEventLoop asks for news, and for how long
+        self._hanging: dict[str, list[asyncio.Handle]] = {}
 
     def time(self) -> float:
         return self._now
@@ -36,8 +44,26 @@ class Loop(asyncio.BaseEventLoop):
         self._now += timeout
         return []
 
+    def hang(self, process: str, seconds: float) -> None:
+        """Let nothing of a process run for so long. Then what came for it is first, and its timers all are late."""
+        self._hanging.setdefault(process, [])
+        self.call_later(seconds, self._go_on, process)
+
+    def _go_on(self, process: str) -> None:
+        self._ready.extend(self._hanging.pop(process, ()))
+
     def _process_events(self, events: list[object]) -> None:
-        pass
+        """Set aside what a process that hangs would do now."""
+        if not self._hanging:
+            return
+        while self._scheduled and self._scheduled[0]._when <= self._now:
+            handle = heapq.heappop(self._scheduled)
+            handle._scheduled = False
+            self._ready.append(handle)
+        due = list(self._ready)
+        self._ready.clear()
+        for handle in due:
+            self._hanging.get(handle._context.get(PROCESS, ""), self._ready).append(handle)
 
     def _write_to_self(self) -> None:
         pass
@@ -45,7 +71,7 @@ class Loop(asyncio.BaseEventLoop):
 
 def now() -> datetime:
     """The wall clock of the running simulation."""
-    return _EPOCH + timedelta(seconds=asyncio.get_running_loop().time())
+    return EPOCH + timedelta(seconds=asyncio.get_running_loop().time())
 
 
 class _Datetime(datetime):

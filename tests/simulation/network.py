@@ -1,6 +1,7 @@
 """A network of bytes: what is written comes in order, in other pieces, later, in part, or not at all."""
 
 import asyncio
+import contextvars
 import random
 from collections.abc import Callable
 
@@ -8,8 +9,10 @@ from collections.abc import Callable
 class End(asyncio.Transport):
     """One end of a connection, as asyncio's protocols see it."""
 
-    def __init__(self, wire: "Wire") -> None:
+    def __init__(self, wire: "Wire", context: contextvars.Context) -> None:
         super().__init__()
+        self.context = context
+        """The process that it belongs to: its protocol is called there."""
         self.wire = wire
         self.protocol: asyncio.Protocol
         self.peer: End
@@ -30,7 +33,7 @@ class End(asyncio.Transport):
         """What was written still arrives, and then the end."""
         if not self.closing:
             self.closing = True
-            self.wire.loop.call_soon(self.lose)
+            self.wire.loop.call_soon(self.lose, context=self.context)
             if not self.wire.broken:
                 self.peer.arrive(b"")
 
@@ -53,7 +56,7 @@ class End(asyncio.Transport):
 
     def _wait(self) -> None:
         if self._timer is None and self._arriving:
-            self._timer = self.wire.loop.call_at(self._arriving[0][0], self._deliver)
+            self._timer = self.wire.loop.call_at(self._arriving[0][0], self._deliver, context=self.context)
 
     def _deliver(self) -> None:
         self._timer = None
@@ -73,8 +76,13 @@ class End(asyncio.Transport):
         """Of what is on its way only the beginning arrives, up to any byte."""
         whole = b"".join(data for _, data in self._arriving)
         self._arriving = []
-        if whole and not self.closing:
-            self.protocol.data_received(whole[: self.wire.draw.randrange(len(whole))])
+        if whole:
+            left = whole[: self.wire.draw.randrange(len(whole))]
+            self.wire.loop.call_soon(self._receive, left, context=self.context)
+
+    def _receive(self, data: bytes) -> None:
+        if not self.closing:
+            self.protocol.data_received(data)
 
     def lose(self) -> None:
         if not self.gone:
@@ -90,7 +98,7 @@ class Wire:
     def __init__(self, network: "Network", owner: object) -> None:
         self.loop, self.draw, self.owner = network.loop, network.draw, owner
         self.delay, self.splits = network.delay, network.splits
-        self.client, self.server = End(self), End(self)
+        self.client, self.server = End(self, contextvars.copy_context()), End(self, network.context)
         self.client.peer, self.server.peer = self.server, self.client
         self.broken = False
         self.stalled_until = 0.0
@@ -107,7 +115,7 @@ class Wire:
         for end, seconds in zip((self.client, self.server), notice, strict=True):
             end.cut_short()
             if seconds is not None:
-                self.loop.call_later(seconds, end.lose)
+                self.loop.call_later(seconds, end.lose, context=end.context)
 
     def stall(self, seconds: float) -> None:
         self.stalled_until = self.loop.time() + seconds
@@ -118,6 +126,7 @@ class Network:
 
     def __init__(self, loop, draw: random.Random, answer: Callable[[], asyncio.Protocol]) -> None:
         self.loop, self.draw, self.answer = loop, draw, answer
+        self.context = contextvars.copy_context()
         self.wires: list[Wire] = []
         self.refuses = False
         self.slow = 0.001
@@ -134,6 +143,6 @@ class Network:
         wire = Wire(self, owner)
         self.wires = [*(wire for wire in self.wires if not wire.ended), wire]
         wire.client.protocol, wire.server.protocol = factory(), self.answer()
-        wire.server.protocol.connection_made(wire.server)
+        self.context.run(wire.server.protocol.connection_made, wire.server)
         wire.client.protocol.connection_made(wire.client)
         return wire.client, wire.client.protocol

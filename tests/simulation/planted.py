@@ -7,8 +7,9 @@ from unittest.mock import patch
 
 import psycopg
 
-from caplai.channels import inbound, outbound
+from caplai.channels import esme, inbound, outbound
 from caplai.channels.connection import Connection
+from caplai.channels.esme import Esme
 from caplai.channels.inbound import Inbound
 from caplai.channels.outbound import Outbound
 from caplai.service.deliver import Verdict
@@ -105,6 +106,15 @@ def _a_batch_of_results_that_cannot_be_written_is_forgotten() -> AbstractContext
     return patch.object(Outbound, "write_settled", write_settled)
 
 
+def _take_every_message_for_a_fresh_one() -> AbstractContextManager:
+    in_time = inbound._in_time
+
+    def fresh(conn, arrived, function, *args):
+        return in_time(conn, arrived, lambda conn, *given: function(conn, *given[:-1], 0.0), *args)
+
+    return patch.object(inbound, "_in_time", fresh)
+
+
 PLANTED: dict[str, Callable[[], AbstractContextManager]] = {
     "acknowledge before the commit": _acknowledge_before_the_commit,
     "a stale engine settles": _a_stale_engine_settles,
@@ -124,6 +134,13 @@ PLANTED: dict[str, Callable[[], AbstractContextManager]] = {
         outbound.Outbound, "_held", property(lambda self: set(), lambda self, value: None), create=True
     ),
     "every engine holds the link": _every_engine_holds_the_link,
+    "a hang is not noticed": lambda: patch.object(Esme, "_notice_a_hang", lambda self: None),
+    "a lease is certain for ever": lambda: patch.object(Leases, "age", lambda self, link: 0.0),
+    "forget the parts that were taken": lambda: patch.object(
+        Outbound, "_accepted", property(lambda self: {}, lambda self, value: None), create=True
+    ),
+    "take every message for a fresh one": _take_every_message_for_a_fresh_one,
+    "keep the bind however long the store is away": lambda: patch.object(esme, "LET_GO", 1000.0),
     "nobody locks while looking for a twin": _nobody_locks_while_looking_for_a_twin,
     "results that cannot be written are forgotten": _a_batch_of_results_that_cannot_be_written_is_forgotten,
 }

@@ -5,6 +5,7 @@ It stands in for the store only where time is virtual. `test_store_model.py` hol
 """
 
 import asyncio
+import contextvars
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -247,6 +248,7 @@ class Server:
     def __init__(self, draw: random.Random, model: QueueModel) -> None:
         self.model = model
         self.draw = draw
+        self.context = contextvars.copy_context()
         self.away = False
         self.starts = 0
         self.slow = 0.002
@@ -289,6 +291,7 @@ class Database:
     def __init__(self, server: Server, engine: str, answer: Callable[[str, Any], Any]) -> None:
         self.server, self.engine, self._answer = server, engine, answer
         self.dead = False
+        self._context = contextvars.copy_context()
         self._calls: set[asyncio.Task[None]] = set()
 
     async def run(self, function: Callable[..., Any] | str, *args: Any) -> Any:
@@ -328,13 +331,34 @@ class Database:
         if breaks == "before":
             raise psycopg.OperationalError("the connection is lost")
         name, args = _called(function, args)
+        answer = await asyncio.get_running_loop().create_task(
+            self._at_server(name, args, reply, breaks == "under way", work, late, commits),
+            context=server.context,
+        )
+        if breaks == "after":
+            raise psycopg.OperationalError("the connection is lost")
+        # The answer may take its time on the way: a packet that got lost is sent again.
+        await asyncio.sleep(late if breaks == "late" else TRAVEL)
+        return answer
+
+    async def _at_server(
+        self,
+        name: str,
+        args: tuple,
+        reply: asyncio.Future,
+        breaks: bool,
+        work: float,
+        late: float,
+        commits: bool,
+    ) -> Any:
+        """A transaction, where the engine's hanging matters only while the server waits for its next statement."""
+        server = self.server
         starts, began, who = server.starts, clock.now(), object()
         try:
             if name == "accept":
                 await server.lock(who, any(a.suspect for a in args[2]))
-            if (
-                breaks == "under way"
-            ):  # the server does not know, and goes on (it keeps its row locks: so at once)
+                await self._next_statement()
+            if breaks:  # the server does not know, and goes on (it keeps its row locks: so at once)
                 if not reply.done():
                     reply.set_exception(psycopg.OperationalError("the connection is lost"))
                 work = work + late if name == "accept" else 0.0
@@ -349,11 +373,14 @@ class Database:
             server.on_commit(self.engine, name, args, answer)
         finally:
             server.unlock(who)
-        if breaks == "after":
-            raise psycopg.OperationalError("the connection is lost")
-        # The answer may take its time on the way: a packet that got lost is sent again.
-        await asyncio.sleep(late if breaks == "late" else TRAVEL)
         return answer
+
+    async def _next_statement(self) -> None:
+        """Wait for the engine, but not for long if it hangs (idle_in_transaction_session_timeout)."""
+        statement = asyncio.get_running_loop().create_task(asyncio.sleep(TRAVEL), context=self._context)
+        await asyncio.wait([statement], timeout=STATEMENT_TIMEOUT)
+        if not statement.done():
+            raise psycopg.errors.IdleInTransactionSessionTimeout
 
 
 def _called(function: Callable[..., Any] | str, args: tuple) -> tuple[str, tuple]:
@@ -371,7 +398,7 @@ class Leases:
         self.server, self.engine = server, engine
         self._starts = server.starts
         self._connected = True
-        self._certain_at = float("-inf")
+        self.certain_at = float("-inf")
 
     def cut(self) -> None:
         """The connection that holds the leases is lost: the server frees them, we learn of it when we ask."""
@@ -380,7 +407,7 @@ class Leases:
             del self.server.leases[slot]
 
     def age(self, link: str) -> float:
-        return asyncio.get_running_loop().time() - self._certain_at
+        return asyncio.get_running_loop().time() - self.certain_at
 
     async def hold(self, link: str, binds: int) -> bool:
         asked = asyncio.get_running_loop().time()
@@ -395,5 +422,5 @@ class Leases:
             self.server.leases[free[0]] = self.engine
             held = True
         if held:
-            self._certain_at = asked
+            self.certain_at = asked
         return held

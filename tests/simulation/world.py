@@ -11,6 +11,7 @@
 """
 
 import asyncio
+import contextvars
 import functools
 import hashlib
 import logging
@@ -21,20 +22,21 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
 
-from caplai.channels.esme import Esme
+from caplai.channels.esme import HUNG, LET_GO, Esme
 from caplai.channels.links import Link
 from caplai.domain.issuing import DIGITS, VERSION, Inputs, Keyring, derive
 from caplai.service.deliver import MAX_ATTEMPTS
 from caplai.smpp import text
 from caplai.smpp.session import Response
-from caplai.store.queues import Due
+from caplai.store.leases import TTL
+from caplai.store.queues import REDELIVERY, Due
 from tests.simulation import clock
 from tests.simulation.carrier import FOR_GOOD, Carrier, Connection, Submit, Text
 from tests.simulation.network import Network
 from tests.simulation.store import Database, Leases, Outbox, QueueModel, Server
 
 TROUBLE = 15.0
-"""Seconds of trouble. All of it together must stay within the 60 s in which a redelivery is recognised."""
+"""Seconds of trouble, as a rule: what is delivered again within 60 s of being stored is recognised."""
 PEACE = 400.0
 """Seconds within which all must be well again; most runs need a few."""
 _KEYS = Keyring({"k1": b"simulated" * 4}, "k1")
@@ -101,6 +103,7 @@ class Engine:
         draw, loop = self.world.draw, asyncio.get_running_loop()
         for wire in self.world.network.wires:
             if wire.owner is self:
+                wire.client.closing = True
                 wire.cut(notice=(0.0, None if vanish else draw.random()))
         loop.call_later(draw.random() * 10 if vanish else 0.001, self.leases.cut)
 
@@ -265,6 +268,8 @@ class World:
         if session.pending > self.link.window:
             self.break_(f"{session.pending} submits pending in a window of {self.link.window}")
         now = self.loop.time()
+        if now - engine.leases.certain_at > TTL:
+            self.break_(f"{engine.name} submits row {due.id}, and another engine may hold the link")
         engine.submits.append(now)
         while engine.submits[0] < now - 1.0:
             engine.submits.popleft()
@@ -315,6 +320,8 @@ class World:
         self.lead_texts()
         self.lead_trouble()
         await asyncio.sleep(TROUBLE)
+        if self.draw.random() < 0.05:
+            await self.lose_the_store_for_long()
         self.make_peace()
         await self.until_well(PEACE)
         if not self.broken:
@@ -325,7 +332,9 @@ class World:
     def start_engine(self) -> None:
         name = f"engine{len(self.engines) + 1}"
         self.trace(f"{name} starts")
-        self.engines[name] = Engine(self, name)
+        context = contextvars.copy_context()
+        context.run(clock.PROCESS.set, name)
+        self.engines[name] = context.run(Engine, self, name)
 
     def lead_texts(self) -> None:
         for _ in range(self.draw.randint(3, 15)):
@@ -374,6 +383,7 @@ class World:
             self.kill,
             self.stop_engine,
             self.lose_lease,
+            self.hang,
             self.store_away,
             self.store_slow,
             self.unbind,
@@ -422,11 +432,25 @@ class World:
             engine.die(vanish=vanish)
             self.loop.call_later(self.draw.random() * 3, self.start_engine)
 
+    def hang(self) -> None:
+        # Of a carrier of little patience the same is true as with stall(): what is too short to be noticed adds to
+        # the time until our answer.
+        draw, short = self.draw, (0.3 if self.carrier.patience < 10 else HUNG)
+        seconds = draw.choice([draw.random() * short, HUNG * 1.3 + draw.random() * 10])
+        if living := self.living():
+            engine = draw.choice(living)
+            self.trace(f"{engine.name} hangs for {seconds:.1f} s")
+            self.loop.hang(engine.name, seconds)
+            if seconds > (left := TTL - engine.leases.age(self.link.name)) > 0:
+                self.loop.call_later(left, engine.leases.cut)
+
     def stop_engine(self) -> None:
         if living := self.living():
             engine = self.draw.choice(living)
             self.trace(f"{engine.name} stops")
-            engine.tasks.append(self.loop.create_task(engine.stop()))
+            context = contextvars.copy_context()
+            context.run(clock.PROCESS.set, engine.name)
+            engine.tasks.append(self.loop.create_task(engine.stop(), context=context))
             self.loop.call_later(self.draw.random() * 3, self.start_engine)
 
     def lose_lease(self) -> None:
@@ -444,6 +468,18 @@ class World:
     def store_slow(self) -> None:
         was, self.server.slow = self.server.slow, self.draw.choice([1.0, 4.0, 12.0])
         self.loop.call_later(self.draw.random() * 6, setattr, self.server, "slow", min(was, 0.5))
+
+    async def lose_the_store_for_long(self) -> None:
+        self.trace("trouble: the store is gone")
+        self.counts["store gone"] += 1
+        self.store_away()
+        end = self.loop.time() + LET_GO + 10 + self.draw.random()
+        while self.loop.time() < end:
+            self.server.away = True
+            await asyncio.sleep(0.1)
+        for engine in self.living():
+            if engine.esme.binds:
+                self.break_(f"{engine.name} is bound, and has known for long nothing of its lease")
 
     def make_peace(self) -> None:
         self.trace("peace")
@@ -491,7 +527,15 @@ class World:
                 not any(t.doubtful for t in sent) and len(set().union(*(t.connections for t in sent))) == 1
             )
             least = len(sent) if clean else 1
-            if not least <= stored[key] <= len(sent):
+            first = min(
+                (row.received_at for row in model.inbox if (row.source, row.text) == key), default=None
+            )
+            late = (
+                first is not None
+                and max(t.offered_at for t in sent) > (first + REDELIVERY - clock.EPOCH).total_seconds() - 1
+            )
+            counts["too late"] += late
+            if not least <= stored[key] <= (1000 if late else len(sent)):
                 self.break_(f"texts {[t.number for t in sent]} are stored {stored[key]} times")
             counts["texts again"] += len(sent) > 1 and clean
         for key in stored.keys() - texts.keys():
