@@ -218,8 +218,8 @@ class QueueModel:
     def touch_session(
         self, now: datetime, session: int, confirmed_at: datetime | None, ended: bool = False
     ) -> None:
-        bind = self.sessions[session]
         if confirmed_at is not None:
+            bind = self.sessions[session]
             bind.confirmed_at = max(confirmed_at, bind.confirmed_at or confirmed_at)
 
 
