@@ -18,9 +18,10 @@ WHOLE = (
     "tests/simulation/test_simulation.py",
 )
 LONG = (
+    "tests/hosts/",
+    "tests/test_chaos.py",
     "tests/browser/test_demo.py",
     "tests/test_cli.py",
-    "tests/test_chaos.py",
     "tests/test_local_postgres.py",
     "tests/watch/test_watched.py",
     "tests/test_docs.py",

@@ -37,10 +37,11 @@ def chaos(*options):
 
 
 def test_nothing_is_lost_and_nothing_is_twice():
-    report = chaos("--kills", "3", "--pause", "0.3", "--rate", "30", "--people", "1")
+    """The seed is of a plan that kills each once and hangs nothing; the long run draws one of its own."""
+    report = chaos("--kills", "3", "--pause", "0.3", "--rate", "30", "--people", "1", "--seed", "20")
     assert report["acknowledged"] > 100
     assert report["sign_ins"] >= 1
-    assert sum(report["faults"].values()) >= 3
+    assert report["faults"].keys() >= {"engine killed", "web killed", "database killed"}
 
 
 @pytest.mark.slow
