@@ -27,6 +27,7 @@ from caplai.domain.issuing import LETTERS
 from caplai.local_postgres import LocalPostgres
 from caplai.processes import free_port, wait_for_port
 from caplai.simulator import Simulator, SimulatorConfig
+from caplai.simulator.smsc import Rules
 from caplai.store.keyring import KINDS, KeyringFile
 from tests.planted import files_under, forms, search
 
@@ -60,7 +61,7 @@ class Service:
     def __enter__(self):
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
-        self.simulator = self.call(Simulator(SimulatorConfig()).__aenter__())
+        self.simulator = self.call(Simulator(SimulatorConfig(rules=Rules(retries=100))).__aenter__())
         self.port = free_port("127.0.0.1", 0)
         self.watched = {"engine": free_port("127.0.0.1", 0), "web": free_port("127.0.0.1", 0)}
         self.send_url = http.server.ThreadingHTTPServer(("127.0.0.1", 0), SendUrl)
@@ -122,7 +123,7 @@ class Service:
         self.errors.close()
 
     def call(self, work):
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(40)
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(90)
 
     def command(self, *words: str) -> str:
         done = subprocess.run(
@@ -134,7 +135,7 @@ class Service:
     def text(self, phone: str, words: str) -> str:
         async def talk():
             message = await self.simulator.send(phone, words)
-            return await self.simulator.reply(phone, after=message, timeout=30)
+            return await self.simulator.reply(phone, after=message, timeout=80)
 
         return self.call(talk()).text
 
@@ -291,6 +292,7 @@ def _break_the_tables(service: Service) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 class TestAfterALongRun:
     def test_no_secret_is_in_any_file(self, run):
         service, secrets, _ = run

@@ -499,7 +499,9 @@ def test_one_link_with_an_impossible_host_name_harms_no_other(conn, lan):
                 assert await carrier.deliver(TEXT) == Status.ESME_ROK
                 await carrier.replies(1)
                 assert running.failure is None
-                assert running.esmes[0].state.startswith("cannot connect")
+                async with asyncio.timeout(10):
+                    while not running.esmes[0].state.startswith("cannot connect"):
+                        await asyncio.sleep(0.05)
             finally:
                 await running.stop()
 

@@ -67,6 +67,7 @@ class World:
             "password": "secret",
             "enquire_link": 5,
             "response_timeout": 3,
+            "submit_timeout": 3,
         }
 
     def use(self, dsn, url):

@@ -89,7 +89,12 @@ def house(conn, monkeypatch):
 
         async def whole():
             async with Simulator(SimulatorConfig(rules=QUICK, scenarios=troubles)) as sim:
-                options = {"response_timeout": 1, "enquire_link": 0.5, "receipts": True} | link
+                options = {
+                    "response_timeout": 1,
+                    "submit_timeout": 1,
+                    "enquire_link": 0.5,
+                    "receipts": True,
+                } | link
                 async with engine(SimpleNamespace(port=sim.smpp_port), **options) as running:
                     hurrying = asyncio.create_task(hurry())
                     try:
