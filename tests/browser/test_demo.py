@@ -131,7 +131,7 @@ def test_a_citizen_gets_back_in(demo, chromium, look, size, language, script, ci
     page.get_by_label("Mã số BHXH" if vi else "Social insurance code").fill(code)
     page.get_by_label("Mật khẩu" if vi else "Password", exact=True).fill("not it")
     page.get_by_role("button", name="Đăng nhập" if vi else "Sign in").click()
-    assert page.title().startswith("Lỗi" if vi else "Error")
+    page.wait_for_function("start => document.title.startsWith(start)", arg="Lỗi" if vi else "Error")
     look(page, "wrong")
     page.get_by_label("Mã số BHXH" if vi else "Social insurance code").fill(code)
     page.get_by_label("Mật khẩu" if vi else "Password", exact=True).fill(issued)

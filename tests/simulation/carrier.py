@@ -261,7 +261,8 @@ class Carrier:
         if connection.session.closed:
             return
         came = connection.open.pop(pdu.sequence, -math.inf)
-        if self.loop.time() - came < self.engines_timeout - _BLUR:  # else the engine may have given it up
+        in_time = self.loop.time() - came < self.engines_timeout - _BLUR
+        if in_time and not connection.transport.wire.stalled_until:  # else the engine may have given it up
             for text_ in read:
                 text_.surely_read = True
         connection.session.respond(pdu, status, message_id=str(pdu.sequence), now=self.loop.time())
