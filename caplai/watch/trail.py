@@ -1,8 +1,8 @@
 """Each message's way, a line for each step, to be followed by its id through the logs of every process.
 
-`request` is the id of the message's inbox row, from its acceptance on; `reply` that of its outbox row. A step is written
-once it is committed, so what follows from it in another thread or host may stand some lines before it. A batch is one
-record of logging and is written at once, so that a line costs little more than its own text.
+`request` is the id of the message's inbox row, from its acceptance on; `reply` that of its outbox row. A step is
+written once it is committed, so what follows from it in another thread or host may stand some lines before it. A batch
+is one record of logging and is written at once, so that a line costs little more than its own text.
 """
 
 import json
