@@ -304,15 +304,18 @@ def _read_json(aggregator: Aggregator, body: bytes) -> tuple[str | None, Arrival
     if not isinstance(values, dict):
         raise _Refused(400, "the body is no JSON object")
     for name in ("id", "from", "to", "text"):
-        if not isinstance(values.get(name, "" if name != "text" else None), str):
+        if not isinstance(values.get(name), str):
             raise _Refused(400, f"{name}: must be a string")
-        if len(values.get(name, "")) > _LONGEST.get(name, len(body)):
+        if len(values[name]) > _LONGEST.get(name, len(body)):
             raise _Refused(400, f"{name}: is too long")
-    arrival = _addressed(aggregator, values.get("from", ""), values.get("to", ""))
+    # Without it, whoever captured a request could bring it again as long as its signature is good.
+    if not values["id"]:
+        raise _Refused(400, "id: is missing")
+    arrival = _addressed(aggregator, values["from"], values["to"])
     # Half a surrogate pair, which JSON can write, is no character.
     whole = values["text"].encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     arrival.text = _storable(whole)
-    return _id(values.get("id", "")), arrival
+    return _id(values["id"]), arrival
 
 
 def _addressed(aggregator: Aggregator, source: str, destination: str) -> Arrival:
