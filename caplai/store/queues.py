@@ -513,20 +513,6 @@ def release_outbox(conn: psycopg.Connection, link: str) -> None:
     conn.execute("update outbox set due_at = now() where link = %s and state = 'claimed'", [link])
 
 
-def list_failed(
-    conn: psycopg.Connection, count: int
-) -> list[tuple[int, datetime, str, str, int | None, int]]:
-    """Id, when, link, kind, last command_status (None: no answer) and attempts of the `count` latest messages that
-    were given up, the oldest of them first.
-    """
-    rows = conn.execute(
-        "select id, settled_at, link, kind, status, attempts from outbox where state = 'failed'"
-        " order by id desc limit %s",
-        [count],
-    ).fetchall()
-    return rows[::-1]
-
-
 def intern(conn: psycopg.Connection, texts: Iterable[str]) -> dict[str, int]:
     """The ids of these wordings, added where they are new.
 

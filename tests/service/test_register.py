@@ -13,7 +13,7 @@ from django.utils import timezone
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from caplai import cli
+from caplai.cli import accounts, main
 from caplai.domain.grammar import Reissue
 from caplai.domain.policy import GRANTED, Outcome
 from caplai.service import locks, register
@@ -448,12 +448,12 @@ def test_lines_are_counted_in_bytes_and_none_is_long(content):
 @pytest.fixture
 def command(conn, monkeypatch):
     """The command on the test database; a function of the file's content and more arguments."""
-    monkeypatch.setattr(cli, "_ready", lambda config: closing(io.StringIO()))
+    monkeypatch.setattr(accounts, "ready", lambda config: closing(io.StringIO()))
 
     def run(folder, content, *arguments):
         file = folder / "accounts.csv"
         file.write_bytes(content)
-        return CliRunner().invoke(cli.main, ["accounts", "import", str(file), *arguments])
+        return CliRunner().invoke(main, ["accounts", "import", str(file), *arguments])
 
     return run
 
@@ -476,7 +476,7 @@ def test_the_bars_count_the_bytes_of_the_file_and_the_rows_stored(command, tmp_p
         def update(self, steps):
             self.done += steps
 
-    monkeypatch.setattr(cli.click, "progressbar", Bar)
+    monkeypatch.setattr(accounts.click, "progressbar", Bar)
     monkeypatch.setattr(register, "_SLICE", 400)
     content = many(1_000).replace(b"\n", b"\r\n") + b"\xff" * 9_000 + b"\r\n" + "số\n".encode()
     done = command(tmp_path, content)

@@ -1,0 +1,92 @@
+"""`caplai` accounts: import."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Generator
+from typing import IO, Any
+
+import click
+
+from caplai.cli.group import WRONG_USE, Failure, load_config, main, ready
+
+
+@main.group()
+def accounts() -> None:
+    """The citizens' accounts."""
+
+
+@accounts.command("import")
+@click.argument("file", type=click.File("rb"))
+@click.option("--update-phones", is_flag=True, help="Let the file change the phones of existing accounts.")
+def accounts_import(file: IO[bytes], update_phones: bool) -> None:
+    """Add and update accounts from a CSV file.
+
+    \b
+    code,phone,email,state
+    0123456789,0327 000 686,,approved
+
+    The first line names the columns; each line after it is one account, also where fields stand in
+    quotation marks. Phones may be written as people write them here, the eleven digits from before
+    2018 included; state is pending, approved or closed. Good rows are taken, each bad one is
+    reported with its line and reason. The same file twice changes nothing.
+
+    The whole file is read before anything is changed, then stored piece by piece, beside a running
+    service. Stopped by Ctrl-C or a crash, what was stored stays and is whole; the same command
+    again stores the rest.
+
+    Exit status: 0 all rows were good, 1 some were refused, 2 wrong use (nothing was changed).
+    """
+    config = load_config()
+    with ready(config):
+        from caplai.service.register import BadRow, WrongFile, import_accounts, read_lines
+        from caplai.store.db import connect
+
+        over_the_bar = "\r\x1b[K" if sys.stderr.isatty() else ""
+
+        def refused(row: BadRow) -> None:
+            click.echo(f"{over_the_bar}{file.name}:{row.line}: {row.reason}", err=True)
+
+        def lines() -> Generator[str, None, None]:
+            with _bar("Reading", os.fstat(file.fileno()).st_size) as bar:
+                yield from read_lines(file, bar.update)
+
+        storing: Any = None
+
+        def stored(rows: int, total: int) -> None:
+            nonlocal storing
+            storing = storing or bars.enter_context(_bar("Storing", total))
+            storing.update(rows)
+
+        try:
+            with contextlib.closing(lines()) as source, contextlib.ExitStack() as bars, connect() as conn:
+                done = import_accounts(
+                    conn, source, update_phones=update_phones, report=refused, stored=stored
+                )
+        except WrongFile as error:
+            raise Failure(f"{file.name}: {error}", WRONG_USE) from None
+        except KeyboardInterrupt:
+            click.echo(
+                "Stopped. What was stored stays and is whole; the same command again stores the rest.",
+                err=True,
+            )
+            raise
+        click.echo(
+            f"{done.added} added, {done.changed} changed, {done.unchanged} unchanged, {done.refused} refused"
+        )
+        if done.phones_kept:
+            click.echo(
+                f"{done.phones_kept} accounts have another phone in the file; it was not changed"
+                " (--update-phones changes it).",
+                err=True,
+            )
+        if done.refused:
+            sys.exit(1)
+
+
+def _bar(label: str, length: int) -> Any:
+    """A progress bar on stderr, drawn a thousand times at most; none where the length is unknown (a pipe)."""
+    steps = max(1, length // 1000)
+    return click.progressbar(
+        length=length, label=label, file=sys.stderr, hidden=not length, update_min_steps=steps
+    )
