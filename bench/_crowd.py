@@ -26,6 +26,8 @@ _QUIET = 5.0
 """Seconds without a reply after which nobody waits for another."""
 _AT_ONCE = 4_000
 """With rate 0 ("max"): unanswered texts that are kept on their way."""
+_WHILE = 20_000
+"""So many others ask before somebody asks again."""
 _SAMPLE = 1_000
 """One password of so many is kept, to be tried."""
 
@@ -37,8 +39,8 @@ class Mix:
     malformed: float = 0.05
     wrong_phone: float = 0.03
     again: float = 0.04
-    """Texts of those who asked before: nine in ten of them lately, the tenth is one in a thousand citizens, who ask
-    again and again. (Their words differ, or the engine would take two at once for a redelivery.)
+    """Texts of those who asked before: nine in ten of them a while ago, the tenth is of one in a thousand citizens,
+    who ask again and again. (Their words differ, or the engine would take two at once for a redelivery.)
     """
 
 
@@ -191,9 +193,13 @@ class Crowd:
                 yield phone_of(careless), f"BH MK {careless % 10**9:09}", False
             elif kind < wrong:
                 yield f"848{count:08}", f"BH MK {int(uniform() * many):010}", True
-            elif kind < again and lately:
+            elif kind < again and len(lately) > _WHILE:
                 often = uniform() < 0.1
-                other = many - 1 - int(uniform() * heavy) if often else lately[int(uniform() * len(lately))]
+                other = (
+                    many - 1 - int(uniform() * heavy)
+                    if often
+                    else lately[int(uniform() * (len(lately) - _WHILE))]
+                )
                 yield phone_of(other), f"BH MK {other:010} lan {count % 100_000}", False
             else:
                 citizen = (citizen + step) % many

@@ -62,6 +62,9 @@ def run(name: str, description: str | None, arguments: list[str], mix: Mix) -> i
         "--keep", type=Path, help="keep the database in this folder, and take it if it is there"
     )
     parser.add_argument("--profile", type=Path, help="py-spy's flame data of the engine, to this file")
+    parser.add_argument(
+        "--statements", action="store_true", help="what each statement cost (costs some itself)"
+    )
     options = parser.parse_args(arguments)
     rate = 0.0 if options.rate == "max" else float(options.rate)
     with contextlib.ExitStack() as stack:
@@ -69,7 +72,7 @@ def run(name: str, description: str | None, arguments: list[str], mix: Mix) -> i
             stack.enter_context(tempfile.TemporaryDirectory(prefix=f"caplai-{name}-"))
         )
         folder.mkdir(parents=True, exist_ok=True)
-        with World(folder, options.accounts) as world:
+        with World(folder, options.accounts, statements=options.statements) as world:
             report = world.wave(
                 Options(
                     options.accounts,
@@ -91,7 +94,9 @@ def show(report: Mapping[str, Any], *, as_json: bool) -> None:
         print(json.dumps(report, indent=1))
         return
     for name, value in report.items():
-        if isinstance(value, dict):
+        if isinstance(value, list) and value:
+            value = "\n  ".join(["", *value])
+        elif isinstance(value, dict):
             value = ", ".join(f"{key} {each}" for key, each in value.items())
         print(f"{name:<26} {value}")
 
@@ -125,10 +130,12 @@ class Counts:
 class World:
     """A database with that many accounts in a folder, with what a wave needs. `with World(…) as world`."""
 
-    def __init__(self, folder: Path, accounts: int) -> None:
+    def __init__(self, folder: Path, accounts: int, *, statements: bool = False) -> None:
         self.folder = folder
         self.accounts = accounts
-        self.server = LocalPostgres(folder / "postgres")
+        self.statements = statements
+        settings = {"shared_preload_libraries": "pg_stat_statements"} if statements else {}
+        self.server = LocalPostgres(folder / "postgres", settings=settings)
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> "World":
@@ -140,6 +147,9 @@ class World:
             processes.migrate()
             self.conn = self._stack.enter_context(psycopg.connect(self.dsn, autocommit=True))
             self._fill()
+            if self.statements:
+                self.conn.execute("create extension if not exists pg_stat_statements")
+                self.conn.execute("select pg_stat_statements_reset()")
         except BaseException:
             self._stack.close()
             raise
@@ -197,6 +207,8 @@ class World:
         report = self._report(options, seen, counts, used, done, memory)
         report["passwords_tried"], report["passwords_that_sign_in"] = min(_TRIED, len(sample)), good
         report["machine"] = machine
+        if self.statements:
+            report["statements"] = self._statements(max(1, seen["replies"]))
         report["broken"] = self._broken(options, seen, counts, report)
         return report
 
@@ -275,6 +287,19 @@ class World:
             "texts": seen["texts"],
             "store": asdict(counts),
         }
+
+    def _statements(self, replies: int) -> list[str]:
+        """The dearest statements, by their time of execution."""
+        rows = self.conn.execute(
+            "select regexp_replace(left(query, 80), '\\s+', ' ', 'g'), total_exec_time * 1000 / %(replies)s,"
+            " calls, rows / calls, wal_bytes / %(replies)s"
+            " from pg_stat_statements order by total_exec_time desc limit 20",
+            {"replies": replies},
+        ).fetchall()
+        return [
+            f"{us:.1f} us and {wal:.0f} bytes of WAL a reply, {calls} calls of {rows} rows: {query}"
+            for query, us, calls, rows, wal in rows
+        ]
 
     def _broken(
         self, options: Options, seen: Mapping[str, Any], counts: Counts, report: Mapping[str, Any]
