@@ -200,7 +200,7 @@ class Crowd:
                     if often
                     else lately[int(uniform() * (len(lately) - _WHILE))]
                 )
-                yield phone_of(other), f"BH MK {other:010} lan {count % 100_000}", False
+                yield phone_of(other), f"BH MK {other:010} lan {count % 10_000}", False
             else:
                 citizen = (citizen + step) % many
                 lately.append(citizen)
