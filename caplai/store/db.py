@@ -66,12 +66,23 @@ def conninfo() -> str:
     return make_conninfo(**{**parts, **options})
 
 
+_BY_KEY = (
+    "-c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off -c plan_cache_mode=force_generic_plan"
+)
+
+
 def connect(
-    *, connect_timeout: int = 10, statement_timeout: float | None = None, idle_timeout: float | None = None
+    *,
+    connect_timeout: int = 10,
+    statement_timeout: float | None = None,
+    idle_timeout: float | None = None,
+    by_key: bool = False,
 ) -> psycopg.Connection:
     """A psycopg connection in autocommit; transactions are opened where they are meant. Times in seconds.
 
-    The server ends it when nothing is asked for `idle_timeout`.
+    The server ends it when nothing is asked for `idle_timeout`. `by_key`: for batches of rows that are found by an
+    index. Planned once, and never to read a whole table because it was small when somebody last looked: a queue's
+    table grows by millions between two looks of autovacuum.
     """
     parts: dict[str, Any] = {
         **conninfo_to_dict(conninfo()),
@@ -85,6 +96,8 @@ def connect(
     }.items():
         if seconds is not None:  # what the operator's URL sets goes on holding
             parts["options"] = f"{parts.get('options') or ''} -c {name}={int(seconds * 1000)}".strip()
+    if by_key:
+        parts["options"] = f"{_BY_KEY} {parts.get('options') or ''}".strip()
     return psycopg.connect(make_conninfo(**parts), autocommit=True)
 
 
@@ -111,8 +124,8 @@ class DatabaseThreads:
     """Worker threads, each with a psycopg connection of its own, for an asyncio loop that must not wait.
 
     A connection that broke is made anew at the next call. Connecting waits `connect_timeout` seconds at
-    most, a statement `statement_timeout`, so that a call fails before a carrier's patience ends. The server ends
-    a connection of which nothing is asked for `idle_timeout`.
+    most, a statement `statement_timeout`, so that a call fails before a carrier's patience ends. `idle_timeout` and
+    `by_key` as for connect().
     """
 
     def __init__(
@@ -122,6 +135,7 @@ class DatabaseThreads:
         connect_timeout: int = 2,
         statement_timeout: float = 3.0,
         idle_timeout: float | None = None,
+        by_key: bool = False,
     ) -> None:
         self._pool = ThreadPoolExecutor(size, thread_name_prefix="db")
         self._local = threading.local()
@@ -131,6 +145,7 @@ class DatabaseThreads:
             connect_timeout=connect_timeout,
             statement_timeout=statement_timeout,
             idle_timeout=idle_timeout,
+            by_key=by_key,
         )
 
     async def run(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
