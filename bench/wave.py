@@ -382,7 +382,21 @@ def _line(crowd: subprocess.Popen[str]) -> str:
 def _profile(pid: int, seconds: float, to: Path) -> subprocess.Popen[bytes]:
     """py-spy beside it (not a dependency of ours: `pip install py-spy`)."""
     return subprocess.Popen(
-        ["py-spy", "record", "-p", str(pid), "-d", str(int(seconds)), "-f", "raw", "-t", "-o", str(to)],
+        [
+            "py-spy",
+            "record",
+            "-p",
+            str(pid),
+            "-d",
+            str(int(seconds)),
+            "-f",
+            "raw",
+            "-g",
+            "-r",
+            "250",
+            "-o",
+            str(to),
+        ],
         stdout=subprocess.DEVNULL,
     )
 
