@@ -28,7 +28,7 @@ from typing import Any
 import psycopg
 
 from bench import _measure
-from bench._crowd import REFUSALS, Mix, Options, phone_of
+from bench._crowd import Mix, Options, phone_of
 from bench._parts import Part, plain_environment
 from caplai import processes
 from caplai.local_postgres import LocalPostgres
@@ -46,47 +46,48 @@ _ROWS_A_CHUNK = 500_000
 
 
 def main(arguments: list[str]) -> int:
-    return run("wave", __doc__, arguments, Mix())
-
-
-def run(name: str, description: str | None, arguments: list[str], mix: Mix) -> int:
-    """The command line of a wave with these texts."""
-    assert description is not None
-    parser = argparse.ArgumentParser(prog=f"python -m bench {name}", description=description.splitlines()[0])
-    parser.add_argument("--accounts", type=int, default=2_000_000, help="citizens in the store (2,000,000)")
+    parser = parser_of("wave", __doc__)
     parser.add_argument("--rate", default="max", help="texts a second, or max: what is answered (max)")
-    parser.add_argument("--seconds", type=float, default=60.0, help="how long (60)")
-    parser.add_argument("--seed", type=int, default=2021, help="of what is texted (2021)")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument(
-        "--keep", type=Path, help="keep the database in this folder, and take it if it is there"
-    )
     parser.add_argument("--profile", type=Path, help="py-spy's flame data of the engine, to this file")
     parser.add_argument(
         "--statements", action="store_true", help="what each statement cost (costs some itself)"
     )
     options = parser.parse_args(arguments)
     rate = 0.0 if options.rate == "max" else float(options.rate)
+    with world(options, "wave", statements=options.statements) as it:
+        report = it.wave(texts(options, Mix(), rate), profile=options.profile)
+    show(report, as_json=options.json)
+    return 1 if report["broken"] else 0
+
+
+def parser_of(name: str, description: str | None) -> argparse.ArgumentParser:
+    """The options that every wave has."""
+    assert description is not None
+    parser = argparse.ArgumentParser(prog=f"python -m bench {name}", description=description.splitlines()[0])
+    parser.add_argument("--accounts", type=int, default=2_000_000, help="citizens in the store (2,000,000)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long (60)")
+    parser.add_argument("--seed", type=int, default=2021, help="of what is texted (2021)")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument(
+        "--keep", type=Path, help="keep the database in this folder, and take it if it is there"
+    )
+    return parser
+
+
+def texts(options: argparse.Namespace, mix: Mix, rate: float) -> Options:
+    """What the phones are to do: `rate` texts a second, 0 for as many as are answered."""
+    return Options(options.accounts, rate, options.seconds, options.seed, **asdict(mix))
+
+
+@contextlib.contextmanager
+def world(options: argparse.Namespace, name: str, *, statements: bool = False) -> Iterator["World"]:
+    """The world that the options ask for."""
     with contextlib.ExitStack() as stack:
         folder = options.keep or Path(
             stack.enter_context(tempfile.TemporaryDirectory(prefix=f"caplai-{name}-"))
         )
         folder.mkdir(parents=True, exist_ok=True)
-        with World(folder, options.accounts, statements=options.statements) as world:
-            report = world.wave(
-                Options(
-                    options.accounts,
-                    rate,
-                    options.seconds,
-                    options.seed,
-                    mix.malformed,
-                    mix.wrong_phone,
-                    mix.again,
-                ),
-                profile=options.profile,
-            )
-    show(report, as_json=options.json)
-    return 1 if report["broken"] else 0
+        yield stack.enter_context(World(folder, options.accounts, statements=statements))
 
 
 def show(report: Mapping[str, Any], *, as_json: bool) -> None:
@@ -164,6 +165,9 @@ class World:
             if row != (0,):
                 raise SystemExit(f"{self.folder} holds {row and row[0]} accounts, not {self.accounts}")
             add_accounts(self.conn, self.accounts)
+
+    def clear(self) -> None:
+        """Forget what happened before."""
         self.conn.execute(
             "truncate inbox, outbox, reissue_case, segment, receipt, guess, link_session restart identity"
         )
@@ -183,6 +187,7 @@ class World:
     def wave(self, options: Options, profile: Path | None = None) -> dict[str, Any]:
         """One wave on this world; the report."""
         machine = _measure.machine()
+        self.clear()
         with _crowd(options) as (crowd, port):
             engine = Part("engine", ["engine"], self.environment(port), self.folder)
             self._stack.callback(engine.kill)
@@ -399,6 +404,3 @@ def _profile(pid: int, seconds: float, to: Path) -> subprocess.Popen[bytes]:
         ],
         stdout=subprocess.DEVNULL,
     )
-
-
-__all__ = ["REFUSALS", "World", "add_accounts", "main", "run", "show"]
