@@ -15,16 +15,18 @@ from prometheus_client.core import Metric
 from caplai import __version__
 from caplai.channels.aggregator_out import AggregatorOut
 from caplai.channels.esme import Esme
+from caplai.channels.outbound import LEASE
 from caplai.config import Config
 from caplai.health import Health, listener
 from caplai.service import retention
 from caplai.service.presence import Presence
-from caplai.service.reissue import Rules, reissue_inbox, reissue_one_by_one
+from caplai.service.reissue import Handover, Rules, reissue_inbox, reissue_one_by_one
 from caplai.store import queues
 from caplai.store.db import DatabaseThreads, conninfo, is_at_fault_itself
 from caplai.store.gauges import BOUND, Depths, look
 from caplai.store.keyring import KINDS, KeyringError, Keys
 from caplai.store.leases import Leases
+from caplai.store.queues import Due
 from caplai.watch.metrics import gauge
 from caplai.wiring import reissue_rules, retention_rules
 
@@ -226,7 +228,7 @@ class Engine:
                 await _wait(self._work, POLL)
                 continue
             try:
-                decided = await self.database.run(reissue_inbox, rules, DECIDE_BATCH)
+                decided = await self._decide_batch(rules)
             except psycopg.errors.QueryCanceled:
                 await self._decide_one_by_one(rules)  # somebody holds a subject's lock for long
                 continue
@@ -239,10 +241,28 @@ class Engine:
                 self._say_once(error)
             else:
                 self._say_once(None)
-            if decided:
-                self._wake_links()
-            else:
+            if not decided:
                 await _wait(self._work, POLL)
+
+    async def _decide_batch(self, rules: Rules) -> int:
+        """Decide a batch. Replies for which our own links have room are sent without being claimed first."""
+        outbounds = {esme.link.name: esme.outbound for esme in self.esmes}
+        kept = {name: outbound.reserve(DECIDE_BATCH) for name, outbound in outbounds.items()}
+        handover = Handover(self.name, LEASE, {name: places.room for name, places in kept.items()})
+        dues: list[Due] = []
+        try:
+            decided = await self.database.run(reissue_inbox, rules, DECIDE_BATCH, handover)
+            dues = handover.dues
+        except Exception:
+            for outbound in outbounds.values():
+                outbound.doubt()
+            raise
+        finally:
+            for name, outbound in outbounds.items():
+                outbound.take([due for due in dues if due.link == name], kept[name])
+        if decided > len(dues):
+            self._wake_links()
+        return decided
 
     async def _decide_one_by_one(self, rules: Rules) -> None:
         try:

@@ -137,6 +137,11 @@ class Esme:
         self._outbound.wake()
 
     @property
+    def outbound(self) -> Outbound:
+        """The way of what goes to phones."""
+        return self._outbound
+
+    @property
     def binds(self) -> int:
         """How many connections are bound now."""
         return sum(c.bound_at is not None and not c.ended.is_set() for c in self._connections)
@@ -211,6 +216,7 @@ class Esme:
             await self._database.run(queues.release_outbox, self.link.name)
         except psycopg.Error:
             return False
+        self._outbound.released()
         return True
 
     async def _keep_bound(self, kind: BindKind) -> None:
@@ -306,13 +312,20 @@ class Esme:
                 return
 
     def _sender(self) -> Connection | None:
-        """The connection to submit on. None while another engine may hold the link: it sends what is due."""
+        """The connection to submit on, one with room in its window if there is any. None while another engine may hold
+        the link: it sends what is due.
+        """
         if self._leases.age(self.link.name) > TTL:
             return None
-        return next(
-            (c for c in self._connections if c.session.free and c.store_session is not None and not c.choked),
-            None,
-        )
+        usable = [
+            c
+            for c in self._connections
+            if c.session.bound
+            and c.kind is not BindKind.RECEIVER
+            and c.store_session is not None
+            and not c.choked
+        ]
+        return next((c for c in usable if c.session.free), usable[0] if usable else None)
 
     # --- the store's health, the heartbeat ---
 

@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from typing import NamedTuple
 
 import psycopg
 
@@ -42,6 +44,9 @@ MOST_PARTLY_ACCEPTED = 1000
 """Messages of which we remember what parts the carrier took; of more, some are sent again as a whole."""
 LONGEST_MESSAGE_ID = 255
 """Octets; SMPP allows 64. A longer one is not kept: it would not fit the index that receipts are matched by."""
+HANDED = 1000
+"""Replies that may wait for the window without having been claimed, and for how many seconds, much less than LEASE."""
+HANDED_FOR = 20.0
 POLL = 1.0
 """Seconds between looks at the outbox when nobody wakes us."""
 
@@ -65,6 +70,13 @@ class _Message:
         self.unsent.clear()
         if self.verdict is not Verdict.NEVER:
             self.verdict, self.status = verdict, status
+
+
+class Places(NamedTuple):
+    """Room that is kept for replies that are being decided, since when."""
+
+    room: int
+    since: float
 
 
 class Outbound:
@@ -96,6 +108,15 @@ class Outbound:
         self._settled_event = asyncio.Event()
         self._unwritten = 0
         self._claiming = False
+        self._reserved = 0
+        """Places among those handed over that are kept for what is being decided."""
+        self._handed: deque[tuple[Due, float]] = deque()
+        """What was handed over, and when; it waits for the window."""
+        self._drained_at = -math.inf
+        """When a claim last left nothing that is due."""
+        self._released_at = -math.inf
+        self._unsure = False
+        """Whether there may be claims of ours that we do not know of."""
         self._in_flight = 0
         self._begun: list[_Message] = []
         self._accepted: dict[int, dict[int, str]] = {}
@@ -116,10 +137,72 @@ class Outbound:
     @property
     def busy(self) -> bool:
         """Whether messages are being claimed, a submit waits for its answer, or a result for being written."""
-        return bool(self._claiming or self._in_flight or self._unwritten)
+        return bool(self._claiming or self._reserved or self._handed or self._in_flight or self._unwritten)
 
     def wake(self) -> None:
         """Something may be due."""
+        self._due.set()
+
+    def reserve(self, most: int) -> Places:
+        """Keep places for replies that are to be handed over, `most` at most, until `take`. None while older ones are
+        due: they come first.
+        """
+        now = time.monotonic()
+        drained = now - self._drained_at < 2 * POLL
+        if self._sender() is None or self._stopping or self._quiet or self._begun or not drained:
+            return Places(0, now)
+        if self._unwritten >= 4 * BATCH:
+            return Places(0, now)
+        most = min(most, (min(HANDED, self._link.tps) if self._link.tps else HANDED) - len(self._handed))
+        room = max(0, most - self._reserved)
+        self._reserved += room
+        return Places(room, now)
+
+    def take(self, dues: list[Due], kept: Places) -> None:
+        """Submit what was handed over, as if it had been claimed, and let go of the places kept for it."""
+        self._reserved -= kept.room
+        now = time.monotonic()
+        if dues and (kept.since <= self._released_at or now - kept.since > HANDED_FOR):
+            self.doubt()  # they may have been made due meanwhile, and have been claimed since
+            return
+        if self._stopping:
+            self._give_back(dues)
+            return
+        self._handed.extend((due, now) for due in dues)
+        self._submit_handed(self._sender())
+
+    def _submit_handed(self, connection: Connection | None) -> None:
+        """Submit what was handed over as the window and TPS allow."""
+        handed, ring, now = self._handed, self._ring(), time.monotonic()
+        dues = []
+        while handed:
+            due, since = handed[0]
+            if connection and now - since < HANDED_FOR and not (connection.session.free and self._allowed()):
+                break
+            handed.popleft()
+            if connection is None or now - since >= HANDED_FOR:
+                self._give_back([due])
+                continue
+            due.age += now - since
+            dues.append(due)
+            self._submit(connection, due, ring)
+        if connection and dues:
+            connection.flush()
+            self._seen.submitted(dues, 0.0)
+
+    def _give_back(self, dues: Iterable[Due]) -> None:
+        """They are due, for whoever claims them."""
+        for due in dues:
+            self._submit(None, due, None)
+
+    def released(self) -> None:
+        """All that was claimed on the link is due at once: only who claims it from now on may submit it."""
+        self._handed.clear()
+        self._released_at = time.monotonic()
+
+    def doubt(self) -> None:
+        """A commit may have gone through that wrote replies as claimed by us, and nobody handed them over."""
+        self._unsure = True
         self._due.set()
 
     def room(self) -> None:
@@ -129,6 +212,8 @@ class Outbound:
     def stop(self) -> None:
         """Claim nothing new."""
         self._stopping = True
+        self._give_back(due for due, _ in self._handed)
+        self._handed.clear()
         self._due.set()
 
     def answered(self, event: Response) -> None:
@@ -183,32 +268,54 @@ class Outbound:
         while not self._stopping or self._begun:
             connection = self._sender()
             self._go_on(connection)
-            room = min(connection.session.free, self._allowed()) if connection and not self._stopping else 0
+            if self._handed:
+                self._submit_handed(connection)
+            room = 0
+            if connection and not self._stopping:
+                room = min(connection.session.free, self._allowed())
             claimed: list[Due] = []
             began = time.monotonic()
-            if connection and room > 0 and self._unwritten < 4 * BATCH:
+            if connection and room > 0 and not self._handed and self._unwritten < 4 * BATCH:
                 self._written.clear()
                 self._claiming = True
+                most = min(room, BATCH)
                 try:
+                    if self._unsure:
+                        await self._database.run(
+                            queues.release_unheld, self._link.name, self._engine, self._known()
+                        )
+                        self._unsure = False
+                        self._released_at = time.monotonic()
                     claimed = await self._database.run(
-                        queues.claim_outbox, self._link.name, self._engine, min(room, BATCH), LEASE
+                        queues.claim_outbox, self._link.name, self._engine, most, LEASE
                     )
+                    self._drained_at = time.monotonic() if len(claimed) < most else -math.inf
                 except psycopg.Error:
+                    self._unsure = True
                     self._store_is(False)
                     await asyncio.sleep(POLL)
                 finally:
                     self._claiming = False
                 connection = self._sender()  # we may have hung meanwhile, and somebody else holds the link
             waited = time.monotonic() - began
-            ring = self._ring() if claimed else None
             for due in claimed:
                 due.age += waited
-                self._submit(connection, due, ring)
-            if connection:
-                connection.flush()
-                self._seen.submitted(claimed, time.monotonic() - began)
+            self._submit_all(connection, claimed, began)
             if len(claimed) < room or room == 0:
                 await self._wait_for_work(room, connection)
+
+    def _known(self) -> list[int]:
+        """The messages that we know to be claimed by us."""
+        return [*self._held, *(due.id for due, _ in self._handed)]
+
+    def _submit_all(self, connection: Connection | None, dues: list[Due], began: float) -> None:
+        """Submit these; `began`: when they were asked for."""
+        ring = self._ring() if dues else None
+        for due in dues:
+            self._submit(connection, due, ring)
+        if connection:
+            connection.flush()
+            self._seen.submitted(dues, time.monotonic() - began)
 
     async def _wait_for_work(self, room: int, connection: Connection | None) -> None:
         event = self._due if room and not self._begun else self._freed

@@ -92,6 +92,25 @@ class Request:
 
 
 @dataclass(slots=True, repr=False)
+class Handover:
+    """Replies that the deciding engine sends by its own links at once: they are written as claimed by it, and no claim
+    is needed. `room`: how many each link takes; `dues`: what was handed over, to be sent once it is committed.
+    """
+
+    engine: str
+    lease: timedelta
+    room: dict[str, int]
+    dues: list[queues.Due] = field(default_factory=list)
+
+    def takes(self, link: str) -> bool:
+        """Whether the link takes one more, which is its from now on."""
+        if not self.room.get(link):
+            return False
+        self.room[link] -= 1
+        return True
+
+
+@dataclass(slots=True, repr=False)
 class _Case:
     """A case of an account, as stored or as opened in this batch."""
 
@@ -101,6 +120,9 @@ class _Case:
     opened_at: datetime
     living: OpenCase
     form: Form
+    key: str
+    """The id of its issuing key."""
+    version: int
     opened: bool = False
     """In this batch."""
     joined: bool = False
@@ -169,7 +191,8 @@ class _Ledger:
             self.replaced.append(old)
         form = rules.long_form if self.long or code in self.guessed else rules.form
         living = OpenCase(expires_at=whole_minute(self.now + rules.lifetime), texts=1)
-        case = _Case(new_case_id(), code, phone, self.now, living, form, opened=True)
+        key = self.key or rules.keyring().active
+        case = _Case(new_case_id(), code, phone, self.now, living, form, key, VERSION, opened=True)
         self.cases[code] = case
         self.opened.append(case)
         self.account_cases.setdefault(code, []).append(self.now)
@@ -177,18 +200,26 @@ class _Ledger:
         return case
 
 
-def reissue_inbox(conn: psycopg.Connection, rules: Rules, count: int) -> int:
+def reissue_inbox(
+    conn: psycopg.Connection, rules: Rules, count: int, handover: Handover | None = None
+) -> int:
     """Decide up to `count` waiting messages in one transaction; returns how many there were.
 
-    An error leaves all of them waiting.
+    An error leaves all of them waiting, and then nothing is handed over (or nobody knows whether it was).
     """
     with conn.transaction():
         waiting = queues.claim_inbox(conn, count)
         claimed = time.monotonic()
         if waiting:
-            decisions = reissue(conn, [request_of(message, rules) for message in waiting], rules)
+            requests = [request_of(message, rules) for message in waiting]
+            decisions = reissue(conn, requests, rules, handover)
     if waiting:
-        tell(waiting, decisions, time.monotonic() - claimed)
+        took = time.monotonic() - claimed
+        tell(waiting, decisions, took)
+        if handover and handover.dues:
+            waited = {message.id: message.waited for message in waiting}
+            for due in handover.dues:
+                due.age = waited[due.inbox_id] + took  # type: ignore[index]
     return len(waiting)
 
 
@@ -237,8 +268,13 @@ def reissue_one_by_one(conn: psycopg.Connection, rules: Rules, count: int) -> in
     return parked
 
 
-def reissue(conn: psycopg.Connection, requests: Sequence[Request], rules: Rules) -> list[Decision]:
-    """Decide these requests in their order, and write cases, replies and outcomes. Needs a transaction."""
+def reissue(
+    conn: psycopg.Connection, requests: Sequence[Request], rules: Rules, handover: Handover | None = None
+) -> list[Decision]:
+    """Decide these requests in their order, and write cases, replies and outcomes. Needs a transaction.
+
+    With a `handover` each request has an inbox row.
+    """
     locks.take(conn, _subjects(requests))
     keys.begin_opening(conn)
     ledger = _gather(conn, requests, rules)
@@ -248,7 +284,7 @@ def reissue(conn: psycopg.Connection, requests: Sequence[Request], rules: Rules)
         decision = decide(ledger.facts(request), rules.limits, ledger.now)
         decisions.append(decision)
         cases.append(ledger.fold(request, decision, rules))
-    _write(conn, ledger, requests, decisions, cases, rules)
+    _write(conn, ledger, requests, decisions, cases, rules, handover)
     return decisions
 
 
@@ -304,17 +340,29 @@ def _gather(conn: psycopg.Connection, requests: Sequence[Request], rules: Rules)
                 [these_codes, ledger.now - rules.guess_window, rules.guesses],
             ).fetchall()
         }
-        for account, id_, phone, opened_at, expires_at, ended_at, texts, length, alphabet in conn.execute(
-            "select account, id, phone, opened_at, expires_at, ended_at, texts, length, alphabet"
+        rows = conn.execute(
+            "select account, id, phone, opened_at, expires_at, ended_at, texts, length, alphabet, key, version"
             " from reissue_case where account = any(%s::text[]) and (opened_at > %s or ended_at is null)"
             " order by opened_at",
             [these_codes, since],
-        ).fetchall():
+        ).fetchall()
+        for (
+            account,
+            id_,
+            phone,
+            opened_at,
+            expires_at,
+            ended_at,
+            told,
+            length,
+            alphabet,
+            made_by,
+            version,
+        ) in rows:
             ledger.account_cases.setdefault(account, []).append(opened_at)
             if ended_at is None:
-                case = _Case(
-                    id_, account, phone, opened_at, OpenCase(expires_at, texts), Form(length, alphabet)
-                )
+                living, form = OpenCase(expires_at, told), Form(length, alphabet)
+                case = _Case(id_, account, phone, opened_at, living, form, made_by, version)
                 case.spent = account in ledger.guessed and guessable(length, alphabet)
                 ledger.cases[account] = case
     if codes and phones:
@@ -352,6 +400,7 @@ def _write(
     decisions: Sequence[Decision],
     cases: Sequence[_Case | None],
     rules: Rules,
+    handover: Handover | None,
 ) -> None:
     if ledger.replaced:
         conn.execute(
@@ -369,7 +418,7 @@ def _write(
             " as j (account, id, texts) where c.account = j.account and c.id = j.id",
             _columns([(case.account, case.id, case.living.texts) for case in joined.values()]),
         )
-    _write_replies(conn, ledger, requests, decisions, cases, rules)
+    _write_replies(conn, ledger, requests, decisions, cases, rules, handover)
     decided = [
         (request.inbox, str(decision.outcome), case.id if case else None)
         for request, decision, case in zip(requests, decisions, cases, strict=True)
@@ -391,9 +440,9 @@ def _open_cases(
     rules: Rules,
 ) -> None:
     ring = rules.keyring()
-    key = ledger.key or ring.active
-    if ring.get(key) is None:
-        raise KeyringError(f"this host lacks the active issuing key {key}")
+    for key in {case.key for case in ledger.opened}:
+        if ring.get(key) is None:
+            raise KeyringError(f"this host lacks the active issuing key {key}")
     channel: dict[UUID, str] = {}
     for request, case in zip(requests, cases, strict=True):
         if case is not None:
@@ -404,8 +453,8 @@ def _open_cases(
             c.id,
             c.phone,
             channel[c.id],
-            key,
-            VERSION,
+            c.key,
+            c.version,
             c.form.length,
             c.form.alphabet,
             c.living.texts,
@@ -429,46 +478,100 @@ def _write_replies(
     decisions: Sequence[Decision],
     cases: Sequence[_Case | None],
     rules: Rules,
+    handover: Handover | None,
 ) -> None:
     ids = ledger.wordings
     if unknown := set(rules.wordings.values()) - ids.keys():
         # Whoever adds the same ones at this moment has all its locks already, so nobody waits for long.
         ids |= queues.intern(conn, unknown)
     rows: list[tuple[Any, ...]] = []
+    handed: dict[int, queues.Due] = {}
     for request, decision, case in zip(requests, decisions, cases, strict=True):
         if decision.outcome in SILENT:
             continue
         to = request.reply_to
+        wording = rules.wording(decision.outcome, to.sender)
+        until = case.living.expires_at if case else decision.until and whole_minute(decision.until)
+        hand = handover is not None and request.inbox is not None and handover.takes(to.link)
         rows.append(
             (
                 request.inbox,
                 str(decision.outcome),
-                ids[rules.wording(decision.outcome, to.sender)],
+                ids[wording],
                 case.account if case else None,
                 case.id if case else None,
-                case.living.expires_at if case else decision.until and whole_minute(decision.until),
+                until,
                 to.link,
                 to.sender,
                 to.destination,
                 to.ton,
                 to.npi,
                 queues.answer_name(request.inbox) if to.at_once and request.inbox else None,
+                hand,
             )
         )
+        if hand and request.inbox is not None:
+            handed[request.inbox] = _due(request, decision, case, wording, until, ledger.now)
     if not rows:
         return
-    conn.execute(
+    written = conn.execute(
         "insert into outbox (inbox_id, kind, wording, account, case_id, until, link, sender, destination,"
-        " destination_ton, destination_npi, message_id, state, attempts, settled_at)"
-        " select r.*, case when answer is null then 'ready' else 'sent' end, (answer is not null)::int,"
-        " case when answer is not null then clock_timestamp() end"
+        " destination_ton, destination_npi, message_id, state, attempts, settled_at, claimed_by, due_at)"
+        " select inbox_id, kind, wording, account, case_id, until, link, sender, destination, ton, npi, answer,"
+        " case when answer is not null then 'sent' when handed then 'claimed' else 'ready' end,"
+        " (answer is not null or handed)::int, case when answer is not null then clock_timestamp() end,"
+        " case when handed then %s end, case when handed then now() + %s else now() end"
         " from unnest(%s::bigint[], %s::text[], %s::int[], %s::text[], %s::uuid[], %s::timestamptz[], %s::text[],"
-        " %s::text[], %s::text[], %s::smallint[], %s::smallint[], %s::text[])"
-        " as r (inbox_id, kind, wording, account, case_id, until, link, sender, destination, ton, npi, answer)",
-        _columns(rows),
+        " %s::text[], %s::text[], %s::smallint[], %s::smallint[], %s::text[], %s::bool[]) as r (inbox_id, kind,"
+        " wording, account, case_id, until, link, sender, destination, ton, npi, answer, handed)"
+        " returning id, inbox_id",
+        [
+            handover.engine if handover else None,
+            handover.lease if handover else timedelta(0),
+            *_columns(rows),
+        ],
     )
-    if any(row[-1] is None for row in rows):
+    if handover and handed:
+        for id_, inbox in written.fetchall():
+            if due := handed.get(inbox):
+                due.id = id_
+        handover.dues += handed.values()
+    if any(row[-2] is None and not row[-1] for row in rows):
         conn.execute(f"notify {queues.OUTBOX_CHANNEL}")
+
+
+def _due(
+    request: Request,
+    decision: Decision,
+    case: _Case | None,
+    wording: str,
+    until: datetime | None,
+    now: datetime,
+) -> queues.Due:
+    """The reply as a claim would return it; its row's id and its age come later."""
+    to = request.reply_to
+    return queues.Due(
+        id=0,
+        inbox_id=request.inbox,
+        kind=str(decision.outcome),
+        link=to.link,
+        sender=to.sender,
+        destination=to.destination,
+        destination_ton=to.ton,
+        destination_npi=to.npi,
+        attempts=1,
+        created_at=now,
+        wording=wording,
+        until=until,
+        account=case.account if case else None,
+        case_id=case.id if case else None,
+        key=case.key if case else None,
+        version=case.version if case else None,
+        length=case.form.length if case else None,
+        alphabet=case.form.alphabet if case else None,
+        dead=False,
+        age=0.0,
+    )
 
 
 def _columns(rows: Sequence[tuple[Any, ...]]) -> list[str]:

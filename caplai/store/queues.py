@@ -2,8 +2,9 @@
 
 Inbox: `accept` stores what a carrier delivered (only then is it acknowledged); `claim_inbox` takes a batch
 for the transaction that decides it, so a crash gives it back by itself. Outbox: `claim_outbox` takes rows
-with a lease, because what follows crosses a network; `settle_outbox` writes what became of them. A claimed
-row whose lease has run out is due again, whoever claimed it.
+with a lease, because what follows crosses a network (a decider that sends itself writes its replies as claimed, see
+service/reissue.py); `settle_outbox` writes what became of them. A claimed row whose lease has run out is due again,
+whoever claimed it.
 
 Every function works in the caller's transaction unless it says otherwise.
 """
@@ -477,8 +478,9 @@ update outbox set
     claimed_by = null, status = coalesce(s.status, outbox.status), message_id = s.message_id
 from unnest(%(id)s::bigint[], %(state)s::text[], %(status)s::bigint[], %(message_id)s::text[], %(again_in)s::float[],
             %(tried)s::bool[]) as s (id, state, status, message_id, again_in, tried)
-where outbox.id = s.id and outbox.state = 'claimed' and outbox.claimed_by = %(engine)s
+where outbox.id = s.id and outbox.claimed_by = %(engine)s
 """
+# (Only a claimed row has a claimer. To ask for the state as well would let the planner walk through all that wait.)
 
 
 # A receipt and the answer that names its message, stored at the same moment, would not see each other.
@@ -512,6 +514,15 @@ def settle_outbox(conn: psycopg.Connection, engine: str, settled: Sequence[Settl
 def release_outbox(conn: psycopg.Connection, link: str) -> None:
     """What anybody had claimed on `link` is due at once. Only for whoever has just become its one holder."""
     conn.execute("update outbox set due_at = now() where link = %s and state = 'claimed'", [link])
+
+
+def release_unheld(conn: psycopg.Connection, link: str, engine: str, held: Iterable[int]) -> None:
+    """What `engine` has claimed on `link` and does not know of is due at once: the answer to its claim was lost."""
+    conn.execute(
+        "update outbox set due_at = now() where link = %s and state = 'claimed' and claimed_by = %s"
+        " and due_at > now() and id <> all(%s::bigint[])",
+        [link, engine, array(held)],
+    )
 
 
 def intern(conn: psycopg.Connection, texts: Iterable[str]) -> dict[str, int]:

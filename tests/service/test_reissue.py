@@ -9,7 +9,7 @@ from django.conf import settings
 from django.db.models import F
 
 from caplai.service.deliver import compose
-from caplai.service.reissue import reissue_inbox, reissue_one_by_one
+from caplai.service.reissue import Handover, reissue_inbox, reissue_one_by_one
 from caplai.store import queues
 from caplai.store.db import connect
 from caplai.store.models import Account, Case, Guess, Inbox, Outbox, Switch
@@ -63,6 +63,33 @@ def test_a_text_brings_a_password_and_the_next_ones_the_same(conn, rules, lan):
     case = Case.objects.get()
     assert (case.account, case.phone, case.texts, case.channel) == (LAN, "+84327000686", 2, "sms")
     assert (case.length, case.alphabet, case.ended_at) == (6, "0123456789", None)
+
+
+def test_what_is_handed_over_is_what_a_claim_would_have_brought(conn, rules, lan):
+    """An issued one, one that joins it, two refusals; and a link that takes no more."""
+    receive(conn, f"BH MK {LAN}")
+    reissue_inbox(conn, rules, 100)  # so that the case of the next is one that was read
+    replies(conn)
+    for words, source in (
+        (f"BH MK {LAN}", PHONE),
+        ("BH MK 1", PHONE),
+        (f"BH MK {LAN}", "84911222333"),
+        ("BH", "84911222333"),
+    ):
+        receive(conn, words, source)
+    handover = Handover("me", timedelta(seconds=90), {"viettel": 3})
+    assert reissue_inbox(conn, rules, 100, handover) == 4
+    states = Outbox.objects.order_by("id").values_list("state", "claimed_by", "attempts")
+    assert [*states][1:] == [("claimed", "me", 1)] * 3 + [("ready", None, 0)]
+    assert len(replies(conn)) == 1  # nobody else can claim them
+    queues.release_unheld(conn, "viettel", "me", [])
+    claimed = queues.claim_outbox(conn, "viettel", "me", 10, timedelta(seconds=90))
+    for handed, due in zip(handover.dues, claimed, strict=True):
+        assert 0 <= handed.age <= due.age and abs(handed.created_at - due.created_at) < timedelta(seconds=1)
+        due.age, due.created_at, due.attempts = handed.age, handed.created_at, due.attempts - 1
+        assert [getattr(due, name) for name in due.__slots__] == [
+            getattr(handed, name) for name in due.__slots__
+        ]
 
 
 def test_the_reply_says_the_minute_until_which_it_holds(conn, rules, lan):

@@ -208,6 +208,16 @@ class QueueModel:
             if row.link == link and row.state == "claimed":
                 row.due_at = now
 
+    def release_unheld(self, now: datetime, link: str, engine: str, held: Sequence[int]) -> None:
+        for row in self.outbox.values():
+            if (
+                row.link == link
+                and row.state == "claimed"
+                and row.claimed_by == engine
+                and row.id not in held
+            ):
+                row.due_at = min(row.due_at, now)
+
     # --- sessions of the links ---
 
     def open_session(self, now: datetime, link: str, engine: str) -> int:

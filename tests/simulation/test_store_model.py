@@ -215,6 +215,13 @@ class Both(RuleBasedStateMachine):
         self.model.release_outbox(self.now, "link")
         self.compare()
 
+    @rule(engine=ENGINES, held=st.sets(st.integers(1, 8)))
+    def forget_claims(self, engine, held):
+        queues.release_unheld(self.conn, "link", engine, held)
+        self.now += timedelta(milliseconds=10)
+        self.model.release_unheld(self.now, "link", engine, held)
+        self.compare()
+
 
 def play(conn, examples, steps=25, phases=tuple(Phase)):
     run_state_machine_as_test(

@@ -24,6 +24,7 @@ from uuid import UUID
 
 from caplai.channels.esme import HUNG, LET_GO, Esme
 from caplai.channels.links import Link
+from caplai.channels.outbound import LEASE
 from caplai.domain.issuing import DIGITS, VERSION, Inputs, Keyring, derive
 from caplai.service.deliver import MAX_ATTEMPTS
 from caplai.smpp import text
@@ -70,21 +71,32 @@ class Engine:
             task.add_done_callback(self._ended)
 
     def _answer(self, name: str, result):
-        return [_due(row) for row in result] if name == "claim_outbox" else result
+        if name == "claim_outbox":
+            return [_due(row) for row in result]
+        return (result[0], [_due(row) for row in result[1]]) if name == "decide" else result
 
     def _ended(self, task: asyncio.Task) -> None:
         if self.alive and not task.cancelled() and (error := task.exception()) is not None:
             self.world.break_(f"{self.name} failed: {error!r}")
 
     async def decide(self) -> None:
+        """As caplai/engine.py does it: what the link has room for is handed over, the rest is claimed."""
         while True:
             self.work.clear()
+            outbound = self.esme.outbound
+            kept = outbound.reserve(500)
+            dues: list[Due] = []
+            decided = 0
             try:
-                if await self.database.run("decide", 500):
-                    self.esme.wake()
-                    continue
+                decided, dues = await self.database.run("decide", 500, self.name, kept.room)
             except Exception:
-                pass
+                outbound.doubt()
+            finally:
+                outbound.take(dues, kept)
+            if decided > len(dues):
+                self.esme.wake()
+            if decided:
+                continue
             try:
                 async with asyncio.timeout(1.0):
                     await self.work.wait()
@@ -165,13 +177,18 @@ def parts(source: str, row: int) -> list[bytes]:
 class Store(QueueModel):
     """The queues, and what the re-issue does between them: one outcome and one reply for each text."""
 
-    def decide(self, now: datetime, count: int) -> int:
+    def decide(self, now: datetime, count: int, engine: str, room: int) -> tuple[int, list[Outbox]]:
         waiting = [row for row in self.inbox if row.outcome is None][:count]
+        handed = []
         for row in waiting:
             row.outcome = "issued"
             account, case = _case(row.source)
-            self.put(now, row.link, row.source, inbox_id=row.id, account=account, case_id=case)
-        return len(waiting)
+            reply = self.put(now, row.link, row.source, inbox_id=row.id, account=account, case_id=case)
+            if len(handed) < room:
+                reply.state, reply.claimed_by, reply.attempts = "claimed", engine, 1
+                reply.due_at = now + LEASE
+                handed.append(reply)
+        return len(waiting), handed
 
 
 class World:
@@ -294,11 +311,14 @@ class World:
         self.counts[name] += 1
         model = self.server.model
         match name:
-            case "claim_outbox":
-                for due in result:
+            case "claim_outbox" | "decide":
+                claimed = result if name == "claim_outbox" else result[1]
+                for due in claimed:
                     self.claims[due.id].append(engine)
-                if result:
-                    self.trace(f"{engine} claims rows {[due.id for due in result]}")
+                self.counts["handed over"] += name == "decide" and len(claimed)
+                if claimed:
+                    how = "claims" if name == "claim_outbox" else "is handed"
+                    self.trace(f"{engine} {how} rows {[due.id for due in claimed]}")
             case "settle_outbox":
                 self.trace(f"{engine} settles {[(s.id, s.state) for s in args[1]]}")
                 for s in args[1]:
