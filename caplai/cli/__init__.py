@@ -4,7 +4,7 @@ It parses, says and exits; what is done lives in the rooms below. Heavy imports 
 --help is quick.
 """
 
-from caplai.cli import accounts, backup, doctor, keys, messages, retention, run, service, simulator
+from caplai.cli import accounts, backup, capacity, doctor, keys, messages, retention, run, service, simulator
 from caplai.cli.group import BUG, WRONG_USE, main
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "WRONG_USE",
     "accounts",
     "backup",
+    "capacity",
     "doctor",
     "keys",
     "main",
