@@ -57,6 +57,8 @@ class Options:
     malformed: float
     wrong_phone: float
     again: float
+    address: str = "127.0.0.1"
+    """Where the SMSC listens."""
 
 
 @dataclass
@@ -235,7 +237,7 @@ def _divisor(one: int, other: int) -> int:
 
 async def _run(options: Options) -> None:
     crowd = Crowd(options)
-    port = await crowd.smsc.start("127.0.0.1", 0)
+    port = await crowd.smsc.start(options.address, 0)
     print(json.dumps({"port": port}), flush=True)
     await asyncio.to_thread(sys.stdin.readline)
     began = time.process_time()

@@ -3,11 +3,11 @@
 import asyncio
 import time
 
+from bench._lan import Lan
 from bench._load import until
 from caplai import processes
 from caplai.local_postgres import LocalPostgres
 from tests.hosts.apart import apart
-from tests.hosts.lan import Lan
 from tests.hosts.world import World, run
 
 

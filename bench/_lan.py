@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 import subprocess
+from pathlib import Path
 
 _CLONE_NEWNET = 0x40000000
 _setns = ctypes.CDLL(None, use_errno=True).setns  # Python has it from 3.12 on
@@ -43,6 +44,16 @@ class Host:
         _ip("-n", name, "address", "add", f"{address}/24", "dev", "eth0")
         _ip("-n", name, "link", "set", "eth0", "up")
         _ip("-n", name, "link", "set", "lo", "up")
+
+    @property
+    def octets(self):
+        """What the host has sent and received so far."""
+        for line in Path("/proc/net/dev").read_text("ascii").splitlines():
+            name, _, counters = line.partition(":")
+            if name.strip() == self._port:
+                received, sent = (int(counters.split()[field]) for field in (0, 8))
+                return received, sent  # the switch receives what the host sends
+        raise LookupError(self._port)
 
     def cut(self):
         """Pull the plug out of the switch: nothing gets through, and nobody is told."""
