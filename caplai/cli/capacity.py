@@ -215,7 +215,7 @@ def _told(found: "Plan", measured: bool) -> list[str]:
     lines = [
         _title(wave),
         "",
-        _row("messages that come", outcomes.total, f"{wave.again:g} requests each; {found.busiest:,.4g} a second"
+        _row("messages that come", outcomes.total, f"{wave.again:g} requests each; {_rate(found.busiest)} a second"
              " when most come"),
         _row("  a password in answer", outcomes.granted),
         _row("  not understood", outcomes.bad_code),
@@ -233,16 +233,16 @@ def _told(found: "Plan", measured: bool) -> list[str]:
         ),
         "",
         "                                takes a second   when most come   for no queue",
-        _load("store and decide", service.per_second, found.busiest, f"{found.busiest:,.4g} a second"),
+        _load("store and decide", service.per_second, found.busiest, f"{_rate(found.busiest)} a second"),
     ]  # fmt: skip
     for lane in found.lanes:
         carrier = lane.carrier
         if carrier.tps:
-            needed = f"{lane.busiest * carrier.parts:,.4g} TPS"
+            needed = f"{_rate(lane.busiest * carrier.parts)} TPS"
             lines.append(_load(f"{carrier.name}: TPS", carrier.by_tps, lane.busiest, needed))
         if carrier.answers_in:
             window = lane.busiest * carrier.answers_in * carrier.parts
-            needed = f"window {max(1, window):,.3g}"
+            needed = f"window {_rate(max(1, window))}"
             lines.append(_load(f"{carrier.name}: window", carrier.by_window, lane.busiest, needed))
     lines += ["", _said("bottleneck", _bottleneck(found))]
     wal, tables = outcomes.total * MEASURED.wal_bytes, outcomes.total * MEASURED.disk_bytes
@@ -251,8 +251,17 @@ def _told(found: "Plan", measured: bool) -> list[str]:
         _said("WAL", f"{_bytes(wal)}, {_bytes(fastest)} a second at most; as much again where archived")
     )
     lines.append(_said("tables and indexes", f"{_bytes(tables)} more"))
+    busy = min(found.busiest, service.per_second) / 1e6
+    signing_in = busy * wave.people / outcomes.total * MEASURED.sign_in_us
+    lines.append(
+        _said(
+            "cores busy, when most come",
+            f"engines {_rate(busy * MEASURED.engine_us)}, database {_rate(busy * MEASURED.database_us)}; web"
+            f" {_rate(signing_in)}, if all sign in as soon as they are answered",
+        )
+    )
     if measured:
-        lines.append(_said("rate, bytes", f"{MEASURED.where} ({MEASURED.cores} cores); --rate sets another"))
+        lines.append(_said("rate, bytes, cores", f"{MEASURED.where}"))
     return lines
 
 
@@ -265,7 +274,7 @@ def _said(name: str, says: str) -> str:
 
 
 def _load(name: str, has: float, comes: float, needed: str) -> str:
-    return f"  {name:<28}{has:>16,.4g}{_part(comes / has):>17}   {needed}"
+    return f"  {name:<28}{_rate(has):>16}{_part(comes / has):>17}   {needed}"
 
 
 def _part(load: float) -> str:
@@ -281,7 +290,7 @@ def _bottleneck(found: "Plan") -> str:
     kind, _, name = what.partition(" ")
     words = {"decide": "storing and deciding", "tps": f"the TPS of {name}", "window": f"the window of {name}"}
     if load > 1:
-        return f"{words[kind]}: {load:,.3g} times of what it takes come"
+        return f"{words[kind]}: {_rate(load)} times as much comes as it takes"
     return f"none; {words[kind]} is the busiest, {_part(load)} when most come"
 
 
@@ -324,7 +333,7 @@ def _cautions(found: "Plan", config: "Config") -> list[str]:
             )
         elif carrier.binds > 1 and carrier.tps:
             lines.append(
-                f"{carrier.name}: each of its {carrier.binds} binds sends {carrier.tps:,.4g} segments a second,"
+                f"{carrier.name}: each of its {carrier.binds} binds sends {_rate(carrier.tps)} segments a second,"
                 " if as many engines run; the carrier may count them together."
             )
     if receipts := [link.name for link in config.links if link.receipts and "mt" in link.use]:
@@ -353,7 +362,7 @@ def _waiting(found: "Plan", points: int) -> list[float]:
 def _drawn(found: "Plan") -> list[str]:
     from caplai.cli.plot import axis, blocks
 
-    lines = [f"messages that come ({found.busiest:,.4g} a second, when most do)"]
+    lines = [f"messages that come ({_rate(found.busiest)} a second, when most do)"]
     lines += blocks(_rates(found, _COLUMNS))
     lines += axis(found.ends, _COLUMNS)
     _, most = found.most_waiting
@@ -425,6 +434,10 @@ def _as_json(found: "Plan", cautions: list[str]) -> dict[str, Any]:
 
 def _finite(value: float) -> float | None:
     return None if value == float("inf") else round(value, 3)
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _count(value: float) -> str:

@@ -176,8 +176,9 @@ def test_what_the_limits_refuse():
     # Over several lifetimes there are several cases, as many as an account may have.
     days = replace(wave, hours=72)
     assert outcomes(days, service).over_limit < found.over_limit
-    one = Limits(account=(Limit(1, timedelta(days=30)),))
-    assert outcomes(days, replace(service, limits=one)).granted == pytest.approx(found.granted)
+    once = (Limit(1, timedelta(days=30)),)
+    for one in (Limits(account=once), Limits(phone=once)):
+        assert outcomes(days, replace(service, limits=one)).granted == pytest.approx(found.granted)
 
 
 def test_passwords_that_die_before_their_reply_is_sent():
