@@ -29,7 +29,7 @@ from bench import _apart, _measure
 from bench._crowd import Mix, Options
 from bench._lan import Host, Lan
 from bench._parts import Part, plain_environment
-from bench.wave import add_accounts, show
+from bench.wave import add_accounts
 from caplai import processes
 from caplai.local_postgres import LocalPostgres
 
@@ -65,12 +65,27 @@ def main(arguments: list[str]) -> int:
         return status
     with tempfile.TemporaryDirectory(prefix="caplai-scale-") as folder:
         report = _Hosts(Path(folder), options).play()
-    show(report, as_json=options.json)
-    return (
-        1
-        if any(each["broken"] for each in report.values() if isinstance(each, dict) and "broken" in each)
-        else 0
+    if options.json:
+        print(json.dumps(report, indent=1))
+    else:
+        _show(report)
+    return 1 if report["one_engine"]["broken"] + report["two_engines"]["broken"] else 0
+
+
+def _show(report: dict[str, Any]) -> None:
+    """Both waves beside each other."""
+    print(
+        f"{report['accounts']:,} accounts; {', '.join(f'{name} {each}' for name, each in report['machine'].items())}\n"
     )
+    waves = report["one_engine"], report["two_engines"]
+    for name in waves[0]:
+        values = [wave[name] for wave in waves]
+        if all(isinstance(value, dict) for value in values):
+            print(name)
+            for inner in {**values[1], **values[0]}:
+                print(f"  {inner:<32}" + "".join(f"{value.get(inner, '-')!s:>20}" for value in values))
+        else:
+            print(f"{name:<34}" + "".join(f"{value!s:>20}" for value in values))
 
 
 class _Hosts:
