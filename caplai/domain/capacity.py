@@ -37,7 +37,7 @@ class Measured:
 
 MEASURED = Measured(
     per_second=3200,
-    engine_us=200,
+    engine_us=150,
     database_us=100,
     sign_in_us=46_000,
     wal_bytes=3000,
