@@ -237,13 +237,14 @@ def _told(found: "Plan", measured: bool) -> list[str]:
     ]  # fmt: skip
     for lane in found.lanes:
         carrier = lane.carrier
+        comes = found.busiest * found.answers * lane.share  # as if nothing waited before it
         if carrier.tps:
-            needed = f"{_rate(lane.busiest * carrier.parts)} TPS"
-            lines.append(_load(f"{carrier.name}: TPS", carrier.by_tps, lane.busiest, needed))
+            needed = f"{_rate(comes * carrier.parts)} TPS"
+            lines.append(_load(f"{carrier.name}: TPS", carrier.by_tps, comes, needed))
         if carrier.answers_in:
-            window = lane.busiest * carrier.answers_in * carrier.parts
+            window = comes * carrier.answers_in * carrier.parts
             needed = f"window {_rate(max(1, window))}"
-            lines.append(_load(f"{carrier.name}: window", carrier.by_window, lane.busiest, needed))
+            lines.append(_load(f"{carrier.name}: window", carrier.by_window, comes, needed))
     lines += ["", _said("bottleneck", _bottleneck(found))]
     wal, tables = outcomes.total * MEASURED.wal_bytes, outcomes.total * MEASURED.disk_bytes
     fastest = min(found.busiest, service.per_second) * MEASURED.wal_bytes
@@ -261,7 +262,7 @@ def _told(found: "Plan", measured: bool) -> list[str]:
         )
     )
     if measured:
-        lines.append(_said("rate, bytes, cores", f"{MEASURED.where}"))
+        lines.append(_said("rate, bytes, cores", MEASURED.where))
     return lines
 
 

@@ -1,6 +1,7 @@
 """`caplai capacity`, as people use it: what it says, draws and hands on."""
 
 import json
+import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
@@ -67,6 +68,20 @@ def test_a_faster_machine_and_shorter_lives_matter(capacity):
     assert quick["bottleneck"] == "tps vina"
     assert quick["last_served_at_seconds"] < slow["last_served_at_seconds"]
     assert json.loads(capacity(*wave, "--rate", "50").output)["bottleneck"] == "decide"
+
+
+def test_what_would_be_enough_is_said_for_each_part(capacity):
+    done = capacity("--accounts", "36000000", "--share", "1", "--hours", "10", "--shape", "flat", "--again", "1",
+                    "--malformed", "0", "--wrong-phone", "0", "--rate", "400")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    # A thousand a second come. What each link needs is not less because the deciders hold back.
+    for row in (
+        r"store and decide +400 +250% +1,000 a second",
+        r"viettel: TPS +60 +1111% +667 TPS",
+        r"viettel: window +500 +133% +window 66.7",
+        r"vina: window +100 +333% +window 33.3",
+    ):
+        assert re.search(row, done.output), (row, done.output)
 
 
 def test_october_2021_needs_no_numbers(capacity):
