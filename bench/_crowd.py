@@ -222,7 +222,7 @@ class Crowd:
             self._unanswered -= 1
         if "Mat khau: " in text:
             seen.passwords += 1
-            if seen.passwords % _SAMPLE == 0 and (match := PASSWORD.search(text)):
+            if seen.passwords % _SAMPLE == 1 and (match := PASSWORD.search(text)):
                 self.sample[match[1]] = match[2]
 
 
