@@ -11,6 +11,7 @@ import uuid
 from django.contrib.auth.base_user import AbstractBaseUser, BaseUserManager
 from django.contrib.auth.models import PermissionsMixin
 from django.contrib.postgres.fields import ArrayField
+from django.contrib.postgres.indexes import BrinIndex
 from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Now
@@ -101,6 +102,23 @@ class Login(AbstractBaseUser, PermissionsMixin):
         """Another password ends every session; the same one hashed anew ends none, so the stamp says it."""
         super().set_password(raw_password)
         self.stamp = new_stamp()  # type: ignore[assignment]
+
+
+class TakenOverPassword(models.Model):
+    """A hash of another system's that came with the import, until its owner's first sign-in (service/credentials.py).
+
+    A table of its own, for `account` is narrow and read by every message, and a login for each of millions who may
+    never come would cost an import far more (docs/performance.md).
+    """
+
+    code = Text(primary_key=True, help_text="The account's code.")
+    hash = Text(help_text="In a form of Django's (domain/foreign_hash.py), without a pepper of ours.")
+    taken_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        db_table = "taken_over_password"
+        # Retention looks for old ones; they come by the million at once, so a summary of page ranges is enough.
+        indexes = [BrinIndex(fields=["taken_at"], name="taken_over_password_taken_at")]
 
 
 class Device(models.Model):
