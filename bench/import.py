@@ -68,9 +68,7 @@ def _measure(folder: Path, dsn: str, options: argparse.Namespace) -> dict[str, o
         conn.execute("checkpoint")
         begun_at = conn.execute("select pg_current_wal_insert_lsn()").fetchone()
         importing, peak, said, status = _import(file, dsn, folder)
-        [[wal]] = conn.execute(
-            "select pg_wal_lsn_diff(pg_current_wal_insert_lsn(), %s)", begun_at
-        ).fetchall()
+        [[wal]] = conn.execute("select pg_wal_lsn_diff(pg_current_wal_insert_lsn(), %s)", begun_at).fetchall()
         broken = [] if status == 0 else [f"the import ended with status {status}: {said[-500:]}"]
         broken += _compare(conn, folder, options.accounts)
         [[size]] = conn.execute(
@@ -170,11 +168,13 @@ def _compare(conn: psycopg.Connection, folder: Path, count: int) -> Iterator[str
         expected = sum(1 for _ in lines)
     if hashes != expected:
         yield f"{hashes} password hashes instead of {expected}"
+    wrong = 0
     for code, phone, email, state, hashed in json.loads((folder / "sample.json").read_text()):
         found = conn.execute(
             "select phone, email, state, exists (select from taken_over_password t where t.code = a.code)"
             " from account a where code = %s",
             [code],
         ).fetchone()
-        if found != (phone, email, state, hashed):
-            yield "an account of the sample is not as the file has it"
+        wrong += found != (phone, email, state, hashed)
+    if wrong:
+        yield f"{wrong} accounts of the sample are not as the file has them"

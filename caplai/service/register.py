@@ -1,9 +1,17 @@
 """Accounts come from the agency as a CSV file: read it whole, then upsert it slice by slice.
 
 Nothing is changed until the last line was read and checked. Then the rows, staged in a temporary table and
-sorted by code, are stored in slices: new accounts by one insert, without locks; the accounts that differ in
+sorted by code, are stored in slices: new accounts by one transaction, without locks; the accounts that differ in
 chunks, each a transaction that takes their locks, looks again, ends their cases and updates them. So no lock
 stands through more than its own thousand accounts, and the lock table never overflows.
+
+What it costs a row decides how long a nation takes (docs/performance.md). Almost every line is written as people
+write: one regular expression reads it (_Layout.plain), and only what that does not know goes the long way, which
+knows everything. `test_register.py` holds the two to one result.
+
+A password hash of another system is kept beside the account (`taken_over_password`) until its owner first signs in
+(credentials.py). It is never taken over for an account that anybody has signed in to here: a password that was
+replaced must not come back with an old file.
 
 A crash or Ctrl-C leaves the slices and chunks before it stored, every account whole and its case ended where it
 had to be, and the rest as it was. The same file again stores the rest.
@@ -12,6 +20,7 @@ had to be, and the rest as it was. The same file again stores the rest.
 import contextlib
 import csv
 import functools
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,10 +28,12 @@ from typing import IO
 
 import psycopg
 
-from caplai.domain import msisdn
+from caplai.domain import foreign_hash, msisdn
 from caplai.service import locks
 
 COLUMNS = ("code", "phone", "email", "state")
+PASSWORD = "password_hash"  # noqa: S105
+"""A column that may be there."""
 STATES = frozenset({"pending", "approved", "closed"})
 LONGEST_LINE = 1_000
 """Characters. No good row comes near it; a file without line ends must not fill the memory."""
@@ -33,7 +44,11 @@ _LONGEST_EMAIL = 254  # RFC 5321, 4.5.3.1.3, without the angle brackets of a pat
 _COLUMN_NAME = re.compile(r"[a-z_ ]{1,30}", re.ASCII)
 _CUT = 4 * LONGEST_LINE + 1  # bytes: UTF-8 has at most four a character, so what is cut is always too long
 
-_SLICE = 10_000
+_BLOCK = 1 << 18  # bytes read at once
+_LINES = 5_000  # rows sent to the staging table at once
+_WORK_MEM = "128MB"
+"""For the one sort. The server gives back what it does not use."""
+_SLICE = 20_000
 _CHUNK = 1_000
 """Accounts locked at once. The lock table of a server as it comes holds about 6,400, the engine's included."""
 
@@ -64,24 +79,53 @@ class Imported:
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """What the header says: what separates the columns, and where each of COLUMNS stands."""
+    """What the header says: what separates the columns, and where each of COLUMNS, then PASSWORD, stands."""
 
     delimiter: str
     order: tuple[int, ...]
 
+    def plain(self) -> re.Pattern[str]:
+        """A line in which everything is as plain as it usually is; its groups are named as the columns."""
+        names = dict(zip(self.order, (*COLUMNS, PASSWORD), strict=False))
+        fields = (f"(?P<{names[index]}>{_PLAIN[names[index]]})" for index in sorted(names))
+        return re.compile(rf"{self.delimiter.join(fields)}\r?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class _Staged:
+    """How many rows are staged, and how many of them may have a hash."""
+
+    rows: int
+    hashes: int
+
+
+# Each a part of what _parse takes; a phone is the national number without its 0.
+_PLAIN = {
+    "code": "[0-9]{10}",
+    "phone": r"(?:0|\+?84)[35789][0-9]{8}",
+    "email": r"(?:[A-Za-z0-9._+-]{1,64}@[A-Za-z0-9-]{1,60}(?:\.[A-Za-z0-9-]{1,60}){1,2})?",
+    "state": "approved|pending|closed",
+    PASSWORD: r"[A-Za-z0-9$./+=_]*",
+}
+
 
 def read_lines(file: IO[bytes], progress: Callable[[int], object] = lambda count: None) -> Iterator[str]:
-    """The lines of a file, for `import_accounts`: each ends with LF; bytes that are no UTF-8 become surrogates.
+    """The lines of a file without their LF, for `import_accounts`; bytes that are no UTF-8 become surrogates.
 
     `progress` is told of bytes as they are read, in the end of all of them. Of a line much longer than
     LONGEST_LINE only the beginning is returned, still longer than that.
     """
-    while line := file.readline(_CUT):
-        progress(len(line))
-        yield line.decode("utf-8", "surrogateescape")
-        while len(line) == _CUT and not line.endswith(b"\n"):
-            line = file.readline(_CUT)
-            progress(len(line))
+    begun = b""
+    while block := file.read(_BLOCK):
+        progress(len(block))
+        whole, end, begun = (begun + block).rpartition(b"\n")
+        if end:
+            # By LF alone: splitlines() knows line ends that are none in a CSV file.
+            for line in whole.decode("utf-8", "surrogateescape").split("\n"):
+                yield line[:_CUT]
+        begun = begun[:_CUT]
+    if begun:
+        yield begun.decode("utf-8", "surrogateescape")
 
 
 def import_accounts(
@@ -115,49 +159,61 @@ def import_accounts(
     layout = _read_header(next(source, ""))
     with _staging(conn):
         _stage(conn, _rows(source, layout, refuse))
-        for line, first in conn.cursor().stream("select line, first from staged where differs order by line"):
-            refuse(line, f"the same code stands in line {first} with other values; put it in once")
-        _prepare(conn)
-        _store(conn, result, update_phones, stored)
+        staged = _sort(conn, refuse)
+        _store(conn, result, staged, update_phones, stored)
     if result.added or result.changed:
         # A table that has just grown is planned as the small one it was, until autovacuum comes by.
         conn.execute("analyze account")
+        conn.execute("analyze taken_over_password")
     return result
 
 
 @contextlib.contextmanager
 def _staging(conn: psycopg.Connection) -> Iterator[None]:
+    memory = conn.execute(
+        "select current_setting('work_mem'), current_setting('maintenance_work_mem')"
+    ).fetchone()
+    set_memory = "select set_config('work_mem', %s, false), set_config('maintenance_work_mem', %s, false)"
+    conn.execute(set_memory, [_WORK_MEM, _WORK_MEM])
     try:
         yield
     finally:
         if not conn.closed:
             conn.execute("drop table if exists pg_temp.incoming, pg_temp.staged")
+            conn.execute(set_memory, memory)
 
 
-def _stage(conn: psycopg.Connection, rows: Iterable[tuple[int, str, str, str, str]]) -> None:
-    """The rows, sorted by code, each with the first line of its code and whether it says something else."""
+def _stage(conn: psycopg.Connection, rows: Iterator[str]) -> None:
     conn.execute(
-        'create temporary table incoming (line bigint, code text collate "C", phone text, email text, state text)'
-        " on commit preserve rows"
+        'create temporary table incoming (line bigint, code text collate "C", phone text, email text, state text,'
+        " hash text) on commit preserve rows"
     )
     with conn.cursor().copy("copy incoming from stdin") as copy:
-        for row in rows:
-            copy.write_row(row)
+        while block := "".join(itertools.islice(rows, _LINES)):
+            copy.write(block)
+
+
+def _sort(conn: psycopg.Connection, refuse: Callable[[int, str], None]) -> _Staged:
+    """The rows sorted by code; of those with one code the first stays."""
     conn.execute(
         "create temporary table staged on commit preserve rows as"
-        " select code, line, phone, email, state, first_value(line) over same as first,"
-        " (phone, email, state) <> (first_value(phone) over same, first_value(email) over same,"
-        " first_value(state) over same) as differs"
-        " from incoming window same as (partition by code order by line)"
+        " select code, line, phone, email, state, hash,"
+        " coalesce(code = lag(code) over (order by code, line), false) as again from incoming"
     )
     conn.execute("drop table incoming")
-
-
-def _prepare(conn: psycopg.Connection) -> None:
-    """Of rows with one code the first stays."""
-    conn.execute("delete from staged where line <> first")
-    conn.execute("create unique index on staged (code)")
+    conn.execute("create index on staged (code)")
     conn.execute("analyze staged")
+    [[rows, again, hashes]] = conn.execute(
+        "select count(*), count(*) filter (where again), count(*) filter (where hash <> '') from staged"
+    ).fetchall()
+    if again:
+        for line, first in conn.cursor().stream(
+            "select r.line, f.line from staged r join staged f using (code) where r.again and not f.again"
+            " and (r.phone, r.email, r.state, r.hash) <> (f.phone, f.email, f.state, f.hash) order by r.line"
+        ):
+            refuse(line, f"the same code stands in line {first} with other values; put it in once")
+        conn.execute("delete from staged where again")
+    return _Staged(rows - again, hashes)
 
 
 # Both sides of a join are bounded: the planner does not carry a range from one to the other.
@@ -169,12 +225,28 @@ select code, phone, email, state from staged s where s.code > %(after)s and s.co
 order by code on conflict (code) do nothing
 """
 
-_CHANGES = "((a.email, a.state) <> (s.email, s.state) or %(update_phones)s and a.phone <> s.phone)"
+# Only of accounts that are new, whose owners nobody can have let in before this is committed.
+_ADD_WITH_HASHES = f"""
+with added as ({_ADD} returning code), hashes as (
+    insert into taken_over_password (code, hash)
+    select code, hash from staged s where s.code > %(after)s and s.code <= %(upto)s and s.hash <> ''
+    and s.state <> 'closed' and exists (select from added n where n.code = s.code) order by code
+    on conflict (code) do nothing
+)
+select count(*) from added
+"""  # noqa: S608 - no values
+
+# Nor is it kept for a closed account.
+_BRINGS_HASH = """(s.hash <> '' and s.state <> 'closed'
+    and not exists (select from login l where l.account_id = s.code)
+    and not exists (select from taken_over_password t where t.code = s.code and t.hash = s.hash))"""
+
+_DIFFERS = "((a.email, a.state) <> (s.email, s.state) or %(update_phones)s and a.phone <> s.phone)"
 
 _DIFFERENT = f"""
-select code, {_CHANGES}, a.phone <> s.phone from staged s join account a using (code)
+select code, {_DIFFERS} or {_BRINGS_HASH}, a.phone <> s.phone from staged s join account a using (code)
 where s.code > %(after)s and s.code <= %(upto)s and a.code > %(after)s and a.code <= %(upto)s
-and (a.phone, a.email, a.state) <> (s.phone, s.email, s.state)
+and ((a.phone, a.email, a.state) <> (s.phone, s.email, s.state) or {_BRINGS_HASH})
 order by code
 """  # noqa: S608 - no values
 
@@ -198,19 +270,36 @@ with changed as (
 update login set stamp = replace(gen_random_uuid()::text, '-', '') from changed where account_id = changed.code
 """
 
+# What nobody has used yet ends with the account.
+_END_HASHES = """
+delete from taken_over_password t using staged s
+where s.code = any(%(codes)s) and t.code = s.code and s.state = 'closed'
+"""
+
+_BRING_HASHES = f"""
+insert into taken_over_password (code, hash) select code, hash from staged s
+where s.code = any(%(codes)s) and {_BRINGS_HASH}
+on conflict (code) do update set hash = excluded.hash, taken_at = excluded.taken_at
+returning code
+"""  # noqa: S608 - no values
+
 _CHANGE = f"""
 update account a set email = s.email, state = s.state,
     phone = case when %(update_phones)s then s.phone else a.phone end
-from staged s where s.code = any(%(codes)s) and a.code = s.code and {_CHANGES}
+from staged s where s.code = any(%(codes)s) and a.code = s.code and {_DIFFERS}
+returning s.code
 """  # noqa: S608 - no values
 
 
 def _store(
-    conn: psycopg.Connection, result: Imported, update_phones: bool, stored: Callable[[int, int], object]
+    conn: psycopg.Connection,
+    result: Imported,
+    staged: _Staged,
+    update_phones: bool,
+    stored: Callable[[int, int], object],
 ) -> None:
     # Planned each time: a plan made for the first slices would be kept while the table grows a thousandfold.
     execute = functools.partial(conn.execute, prepare=False)
-    [[total]] = execute("select count(*) from staged").fetchall()
     after = ""
     while True:
         [[upto, rows]] = execute(
@@ -220,7 +309,10 @@ def _store(
         if not rows:
             return
         between = {"after": after, "upto": upto, "update_phones": update_phones}
-        added = execute(_ADD, between).rowcount
+        if staged.hashes:
+            [[added]] = execute(_ADD_WITH_HASHES, between).fetchall()
+        else:
+            added = execute(_ADD, between).rowcount
         changed, changing = 0, []
         if added < rows:
             for code, changes, other_phone in execute(_DIFFERENT, between).fetchall():
@@ -233,19 +325,21 @@ def _store(
         result.added += added
         result.changed += changed
         result.unchanged += rows - added - changed
-        stored(rows, total)
+        stored(rows, staged.rows)
         after = upto
 
 
 def _change(conn: psycopg.Connection, codes: Sequence[str], update_phones: bool) -> int:
     """Change these accounts where they still differ from what is staged; returns how many did."""
     parameters = {"codes": codes, "update_phones": update_phones}
+    execute = functools.partial(conn.execute, params=parameters, prepare=False)
     with conn.transaction():
         # Whoever decides about these accounts right now finishes first, and sees the change afterwards.
         locks.take(conn, (locks.account_key(code) for code in codes))
-        conn.execute(_END_CASES, parameters, prepare=False)
-        conn.execute(_END_SIGN_INS, parameters, prepare=False)
-        return conn.execute(_CHANGE, parameters, prepare=False).rowcount
+        for statement in (_END_CASES, _END_SIGN_INS, _END_HASHES):
+            execute(statement)
+        changed = {*execute(_BRING_HASHES).fetchall(), *execute(_CHANGE).fetchall()}
+    return len(changed)
 
 
 def _read_header(line: str) -> _Layout:
@@ -259,32 +353,41 @@ def _read_header(line: str) -> _Layout:
     lacking = [name for name in COLUMNS if name not in names]
     problems = [f"it lacks the column {name}" for name in lacking]
     for position, name in enumerate(names, 1):
-        if name not in COLUMNS:
+        if name not in (*COLUMNS, PASSWORD):
             # Where there is no header this is a person's data, which a message must not show.
             shown = f", {name!r}," if not lacking and _COLUMN_NAME.fullmatch(name) else ""
             problems.append(f"column {position}{shown} is none of them")
-    problems += [f"it has the column {name} twice" for name in COLUMNS if names.count(name) > 1]
+    problems += [f"it has the column {name} twice" for name in (*COLUMNS, PASSWORD) if names.count(name) > 1]
     if problems:
         raise WrongFile(
             f"The first line must name the columns {','.join(COLUMNS)}; " + "; ".join(problems[:8]) + "."
         )
-    return _Layout(delimiter, tuple(names.index(name) for name in COLUMNS))
+    return _Layout(delimiter, tuple(names.index(name) for name in (*COLUMNS, PASSWORD) if name in names))
 
 
-def _rows(
-    lines: Iterable[str], layout: _Layout, refuse: Callable[[int, str], None]
-) -> Iterator[tuple[int, str, str, str, str]]:
-    """The good rows with their lines."""
+def _rows(lines: Iterable[str], layout: _Layout, refuse: Callable[[int, str], None]) -> Iterator[str]:
+    """The good rows as COPY reads them, each with its line."""
+    plain = layout.plain()
+    match_line, column = plain.fullmatch, plain.groupindex
+    code, phone, email, state = (column[name] for name in COLUMNS)
+    hashed = column.get(PASSWORD)
     for number, line in enumerate(lines, 2):
+        # The long way for whatever it does not match, and for a hash, which is more than its letters.
+        if (match := match_line(line)) and (hashed is None or not match[hashed]):
+            yield (f"{number}\t{match[code]}\t+84{match[phone][-9:]}\t{match[email]}\t{match[state]}\t\n")
+            continue
         row = _parse(line, layout)
         if isinstance(row, str):
             refuse(number, row)
         elif row is not None:
-            yield (number, *row)
+            yield "\t".join((str(number), *row)).replace("\\", "\\\\") + "\n"
 
 
-def _parse(line: str, layout: _Layout) -> tuple[str, str, str, str] | str | None:
-    """A line → its values in the order of COLUMNS, or why it is refused, or None if it is blank."""
+def _parse(line: str, layout: _Layout) -> tuple[str, ...] | str | None:
+    """A line → its values in the order of COLUMNS and its hash, or why it is refused, or None if it is blank.
+
+    No value holds a control character.
+    """
     if len(line) > LONGEST_LINE:
         return f"longer than {LONGEST_LINE} characters"
     text = line.rstrip("\r\n")
@@ -293,14 +396,15 @@ def _parse(line: str, layout: _Layout) -> tuple[str, str, str, str] | str | None
     fields = _split(text, layout.delimiter)
     if fields is None:
         return "a quotation mark without its other one (a field must not go on in the next line)"
-    if len(fields) != len(COLUMNS):
-        return f"{len(fields)} columns instead of {len(COLUMNS)}" if text.strip() else None
-    code, phone, email, state = [fields[index].strip() for index in layout.order]
+    if len(fields) != len(layout.order):
+        return f"{len(fields)} columns instead of {len(layout.order)}" if text.strip() else None
+    code, phone, email, state, *hashed = [fields[index].strip() for index in layout.order]
     number = msisdn.parse(phone)
     state = state.lower()
-    if number and state in STATES and _CODE.fullmatch(code) and (not email or _is_email(email)):
-        return code, number, email, state
-    return _reason(text, code, number, email)
+    taken, unfit = foreign_hash.read(hashed[0]) if hashed and hashed[0] else ("", "")
+    if number and state in STATES and _CODE.fullmatch(code) and (not email or _is_email(email)) and not unfit:
+        return code, number, email, state, taken
+    return _reason(text, code, number, email, state, unfit)
 
 
 def _split(text: str, delimiter: str) -> list[str] | None:
@@ -319,7 +423,7 @@ def _is_email(email: str) -> bool:
     return bool(_EMAIL.fullmatch(email)) and email.isprintable() and len(email) <= _LONGEST_EMAIL
 
 
-def _reason(text: str, code: str, number: str | None, email: str) -> str:
+def _reason(text: str, code: str, number: str | None, email: str, state: str, unfit: str) -> str:
     """Why these values are no account; the first reason is enough."""
     if "\0" in text:
         return "a NUL character: no plain text"
@@ -332,4 +436,6 @@ def _reason(text: str, code: str, number: str | None, email: str) -> str:
         return "phone: no number that can receive an SMS"
     if email and not _is_email(email):
         return "email: no e-mail address"
-    return f"state: must be one of {', '.join(sorted(STATES))}"
+    if state not in STATES:
+        return f"state: must be one of {', '.join(sorted(STATES))}"
+    return f"{PASSWORD}: {unfit}"

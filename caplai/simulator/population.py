@@ -23,11 +23,55 @@ _PREFIXES = (
 _OF_BEFORE_2018 = {"032": "0162", "037": "0167", "070": "0120", "079": "0121", "083": "0123", "081": "0127"}
 _FAMILIES = (*(1,) * 70, *(2,) * 15, *(3,) * 9, *(4,) * 4, *(5,) * 2)  # how many accounts share a phone
 _NAMES = (
-    *("an", "anh", "binh", "chi", "cuong", "dung", "duc", "giang", "ha", "hai", "hanh", "hieu", "hoa", "hong"),
-    *("hung", "huong", "khanh", "lan", "linh", "long", "mai", "minh", "nam", "nga", "ngoc", "nhung", "phuong"),
+    *(
+        "an",
+        "anh",
+        "binh",
+        "chi",
+        "cuong",
+        "dung",
+        "duc",
+        "giang",
+        "ha",
+        "hai",
+        "hanh",
+        "hieu",
+        "hoa",
+        "hong",
+    ),
+    *(
+        "hung",
+        "huong",
+        "khanh",
+        "lan",
+        "linh",
+        "long",
+        "mai",
+        "minh",
+        "nam",
+        "nga",
+        "ngoc",
+        "nhung",
+        "phuong",
+    ),
     *("quan", "quang", "son", "tam", "thanh", "thao", "thu", "thuy", "trang", "trung", "tuan", "van", "yen"),
 )
-_SURNAMES = ("nguyen", "tran", "le", "pham", "hoang", "phan", "vu", "vo", "dang", "bui", "do", "ho", "ngo", "duong")
+_SURNAMES = (
+    "nguyen",
+    "tran",
+    "le",
+    "pham",
+    "hoang",
+    "phan",
+    "vu",
+    "vo",
+    "dang",
+    "bui",
+    "do",
+    "ho",
+    "ngo",
+    "duong",
+)
 _DOMAINS = ("example.vn", "example.com", "mail.example.vn", "example.org")
 
 
@@ -39,7 +83,7 @@ class Codes:
     """
 
     def __init__(self, seed: int) -> None:
-        draw = random.Random(f"{seed}/codes")
+        draw = random.Random(f"{seed}/codes")  # noqa: S311
         self._rounds = [draw.choices(range(_HALF), k=_HALF) for _ in range(3)]
 
     def __getitem__(self, counter: int) -> int:
@@ -66,7 +110,7 @@ def accounts(count: int, seed: int = 0, with_passwords: float = 0.0) -> Iterator
     if not 0 <= count <= CODES:
         raise ValueError(f"from 0 to {CODES} accounts")
     codes = Codes(seed)
-    draw = random.Random(f"{seed}/people")
+    draw = random.Random(f"{seed}/people")  # noqa: S311
     chance, choose = draw.random, draw.choice
     hashes = _hashes(seed) if with_passwords else []
     yield b"code,phone,email,state,password_hash\n" if hashes else b"code,phone,email,state\n"
@@ -118,7 +162,7 @@ def _hashes(seed: int) -> Sequence[str]:
     import bcrypt
     from argon2 import low_level
 
-    draw = random.Random(f"{seed}/hashes")
+    draw = random.Random(f"{seed}/hashes")  # noqa: S311
     made = []
     for digits in range(100):
         password, salt = password_of(f"{digits:02}").encode(), draw.randbytes(16)
@@ -131,7 +175,9 @@ def _hashes(seed: int) -> Sequence[str]:
             made.append(argon2 if digits % 10 == 6 else f"argon2{argon2}")
         else:
             # bcrypt's base64 has letters of its own; of the last one only two bits count.
-            letters = "".join(draw.choices("./ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789", k=21))
+            letters = "".join(
+                draw.choices("./ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789", k=21)
+            )
             salted = f"$2{'aby'[digits // 10 % 3]}$10${letters}{draw.choice('.Oeu')}"
             made.append(bcrypt.hashpw(password, salted.encode()).decode())
     return [f'"{one}"' if "," in one else one for one in made]
