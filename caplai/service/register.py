@@ -105,7 +105,7 @@ _PLAIN = {
     "phone": r"(?:0|\+?84)[35789][0-9]{8}",
     "email": r"(?:[A-Za-z0-9._+-]{1,64}@[A-Za-z0-9-]{1,60}(?:\.[A-Za-z0-9-]{1,60}){1,2})?",
     "state": "approved|pending|closed",
-    PASSWORD: r"[A-Za-z0-9$./+=_]*",
+    PASSWORD: r'[A-Za-z0-9$./+=_]{0,300}|"[A-Za-z0-9$./+=_,-]{0,300}"',
 }
 
 
@@ -217,24 +217,26 @@ def _sort(conn: psycopg.Connection, refuse: Callable[[int, str], None]) -> _Stag
 
 
 # Both sides of a join are bounded: the planner does not carry a range from one to the other.
-# Existing accounts are left out first, for the conflict would wait for whoever is changing one.
+# Existing accounts are left out first, for a conflict would wait for whoever is changing one. To be ready for conflicts
+# costs each row a third more, so that is done only for a slice of which somebody else has just added an account.
 _ADD = """
 insert into account (code, phone, email, state)
 select code, phone, email, state from staged s where s.code > %(after)s and s.code <= %(upto)s and not exists
     (select from account a where a.code = s.code and a.code > %(after)s and a.code <= %(upto)s)
-order by code on conflict (code) do nothing
+order by code
 """
+_UNLESS_THERE = f"{_ADD} on conflict (code) do nothing"
 
 # Only of accounts that are new, whose owners nobody can have let in before this is committed.
-_ADD_WITH_HASHES = f"""
-with added as ({_ADD} returning code), hashes as (
+_WITH_HASHES = """
+with added as ({add} returning code), hashes as (
     insert into taken_over_password (code, hash)
     select code, hash from staged s where s.code > %(after)s and s.code <= %(upto)s and s.hash <> ''
     and s.state <> 'closed' and exists (select from added n where n.code = s.code) order by code
     on conflict (code) do nothing
 )
-select count(*) from added
-"""  # noqa: S608 - no values
+select from added
+"""
 
 # Nor is it kept for a closed account.
 _BRINGS_HASH = """(s.hash <> '' and s.state <> 'closed'
@@ -309,10 +311,10 @@ def _store(
         if not rows:
             return
         between = {"after": after, "upto": upto, "update_phones": update_phones}
-        if staged.hashes:
-            [[added]] = execute(_ADD_WITH_HASHES, between).fetchall()
-        else:
-            added = execute(_ADD, between).rowcount
+        try:
+            added = execute(_adding(_ADD, staged), between).rowcount
+        except psycopg.errors.UniqueViolation:
+            added = execute(_adding(_UNLESS_THERE, staged), between).rowcount
         changed, changing = 0, []
         if added < rows:
             for code, changes, other_phone in execute(_DIFFERENT, between).fetchall():
@@ -327,6 +329,10 @@ def _store(
         result.unchanged += rows - added - changed
         stored(rows, staged.rows)
         after = upto
+
+
+def _adding(add: str, staged: _Staged) -> str:
+    return _WITH_HASHES.format(add=add) if staged.hashes else add
 
 
 def _change(conn: psycopg.Connection, codes: Sequence[str], update_phones: bool) -> int:
@@ -371,10 +377,17 @@ def _rows(lines: Iterable[str], layout: _Layout, refuse: Callable[[int, str], No
     match_line, column = plain.fullmatch, plain.groupindex
     code, phone, email, state = (column[name] for name in COLUMNS)
     hashed = column.get(PASSWORD)
+    taken = unfit = ""
     for number, line in enumerate(lines, 2):
-        # The long way for whatever it does not match, and for a hash, which is more than its letters.
-        if (match := match_line(line)) and (hashed is None or not match[hashed]):
-            yield (f"{number}\t{match[code]}\t+84{match[phone][-9:]}\t{match[email]}\t{match[state]}\t\n")
+        if match := match_line(line):
+            if hashed:
+                taken, unfit = _read_hash(match[hashed].strip('"'))
+            if unfit:
+                refuse(number, unfit)
+            else:
+                yield (
+                    f"{number}\t{match[code]}\t+84{match[phone][-9:]}\t{match[email]}\t{match[state]}\t{taken}\n"
+                )
             continue
         row = _parse(line, layout)
         if isinstance(row, str):
@@ -401,10 +414,18 @@ def _parse(line: str, layout: _Layout) -> tuple[str, ...] | str | None:
     code, phone, email, state, *hashed = [fields[index].strip() for index in layout.order]
     number = msisdn.parse(phone)
     state = state.lower()
-    taken, unfit = foreign_hash.read(hashed[0]) if hashed and hashed[0] else ("", "")
+    taken, unfit = _read_hash(hashed[0]) if hashed else ("", "")
     if number and state in STATES and _CODE.fullmatch(code) and (not email or _is_email(email)) and not unfit:
         return code, number, email, state, taken
     return _reason(text, code, number, email, state, unfit)
+
+
+def _read_hash(text: str) -> tuple[str, str]:
+    """What is kept of it, and why it is refused; one of them is empty, both if there is none."""
+    if not text:
+        return "", ""
+    taken, unfit = foreign_hash.read(text)
+    return taken, unfit and f"{PASSWORD}: {unfit}"
 
 
 def _split(text: str, delimiter: str) -> list[str] | None:
@@ -438,4 +459,4 @@ def _reason(text: str, code: str, number: str | None, email: str, state: str, un
         return "email: no e-mail address"
     if state not in STATES:
         return f"state: must be one of {', '.join(sorted(STATES))}"
-    return f"{PASSWORD}: {unfit}"
+    return unfit
