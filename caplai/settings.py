@@ -90,7 +90,14 @@ WHITENOISE_USE_FINDERS = True
 # Sign-in.
 AUTH_USER_MODEL = "store.Login"
 AUTHENTICATION_BACKENDS = ["caplai.signin.backend.PasswordBackend"]
-PASSWORD_HASHERS = ["caplai.signin.hashers.PepperedArgon2"]
+PASSWORD_HASHERS = [
+    "caplai.signin.hashers.PepperedArgon2",
+    # Only to check what an import took over.
+    "caplai.signin.hashers.TakenOverPBKDF2",
+    "caplai.signin.hashers.TakenOverArgon2",
+    "caplai.signin.hashers.TakenOverBCryptSHA256",
+    "caplai.signin.hashers.TakenOverBCrypt",
+]
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 8}},
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},

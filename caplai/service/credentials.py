@@ -4,9 +4,16 @@
 `signed_in` closes a sign-in. Each is one transaction under the account's lock. The slow hash is always
 computed outside it: `check` first books the guess as a failure and takes that back if the password was right,
 so that a crash or sixteen attempts at once never yield a guess more than there is.
+
+A password that came with an import (`taken_over_password`) is checked by the hash of the system that it came from, and
+renewed to our own at its first success. Such a hash may cost ten times ours, so an account that still has one could be
+told from the others by the time. Therefore, as long as there are any, every wrong password costs one of ours and one
+of those, whoever's name was given: the account's own, or that of another account (a decoy), which is the same for a
+name each time.
 """
 
 import hashlib
+import hmac
 import logging
 import secrets
 from collections.abc import Sequence
@@ -30,7 +37,7 @@ from django.db.models.functions import Now
 from caplai.domain.grammar import CODE_LENGTH
 from caplai.domain.issuing import Inputs, Keyring, guessable, matches
 from caplai.service import locks
-from caplai.store.models import Account, Case, Device, Event, Guess, Login, new_stamp
+from caplai.store.models import Account, Case, Device, Event, Guess, Login, TakenOverPassword, new_stamp
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +114,10 @@ class _Facts:
     approved: bool
     login_id: int | None
     encoded: str | None
+    taken_over: str | None
+    """The hash of another system that the account still has."""
+    decoy: str | None
+    """Another account's; none if nobody has one."""
     active: bool
     case: UUID | None
     key: str
@@ -128,7 +139,10 @@ class _Facts:
 
 
 _GATHER = """
-select t.now, a.code, coalesce(a.state = 'approved', false), l.id, l.password, coalesce(l.is_active, true),
+select t.now, a.code, coalesce(a.state = 'approved', false), l.id, l.password,
+       (select hash from taken_over_password o where o.code = a.code),
+       (select hash from taken_over_password o where o.code >= %(somebody)s order by o.code limit 1),
+       coalesce(l.is_active, true),
        c.id, c.key, c.version, c.length, c.alphabet, d.id,
        (select count(*) from guess g where g.account = a.code and not g.cleared
            and g.at > t.now - %(guess_window)s and g.device is not distinct from d.id),
@@ -148,7 +162,7 @@ def check(username: str, password: str, *, device: str | None, network: str, rul
 
     `username`: a code (ten digits) or an operator's name, exact. `device`: the token that the device brought.
     `network`: as the caller names networks. Never raises for anything a stranger can send, and takes the same
-    time for a wrong password and for a name that nobody has: one hash.
+    time for a wrong password and for a name that nobody has: one hash, and one of another system's while there are any.
     """
     if rules.lacks_keys:  # for all alike: else a stranger could tell whose case or password needs the key
         return Checked(Outcome.TRY_AGAIN)
@@ -169,9 +183,20 @@ def check(username: str, password: str, *, device: str | None, network: str, rul
             if matches(rules.issuing.keys[facts.key], inputs, password):
                 return Checked(Outcome.ISSUED, _login_of(facts.code), facts.case)
         guess = Guess.objects.create(account=facts.code, device=facts.device, network=network)
+    if facts.taken_over and facts.usable and not is_password_usable(encoded):
+        if verify_password(password, facts.taken_over)[0]:
+            return _renew(facts, guess, make_password(password))
+        make_password(password)  # for its time alone
+        return _wrong(guess, rules)
     right, stale = verify_password(password, encoded)
     if right:
         return _right(facts, guess, encoded, make_password(password) if stale else None)
+    if facts.decoy:
+        verify_password(password, facts.decoy)  # for its time alone
+    return _wrong(guess, rules)
+
+
+def _wrong(guess: Guess, rules: Rules) -> Checked:
     # Counting a site's hour takes a moment, so one in a hundred of the bound counts.
     if guess.pk % max(1, rules.site_failures // 100) == 0:
         _raise_alarm(rules)
@@ -191,9 +216,10 @@ def is_choosable(login: Login, case_id: UUID) -> bool:
 def choose(login: Login, case_id: UUID, password: str, *, attempt: str, rules: Rules) -> Choice:
     """Store the password that the person chose, and end everything that came before it.
 
-    One transaction: the new password, the end of the case, of all sessions (by the stamp), of the remembered
-    devices, and of the guesses. `login` is changed in place, so that a session may be opened for it.
-    `attempt` names one pending sign-in: the same form sent twice is answered CHOSEN twice and stored once.
+    One transaction: the new password, the end of the case, of a password that was taken over, of all sessions (by
+    the stamp), of the remembered devices, and of the guesses. `login` is changed in place, so that a session may be
+    opened for it. `attempt` names one pending sign-in: the same form sent twice is answered CHOSEN twice and stored
+    once.
     """
     hashed = make_password(password)
     code = login.account_id
@@ -217,6 +243,7 @@ def choose(login: Login, case_id: UUID, password: str, *, attempt: str, rules: R
             return Choice.SAME_AS_ISSUED
         login.password, login.stamp = hashed, new_stamp()  # type: ignore[assignment]
         login.save(update_fields=["password", "stamp"])
+        TakenOverPassword.objects.filter(code=code).delete()
         Case.objects.filter(account=code, id=case_id).update(ended_at=Now(), ended_as=Case.End.USED)
         Device.objects.filter(login=login).delete()
         Guess.objects.filter(account=code, cleared=False).update(cleared=True)
@@ -265,11 +292,18 @@ def _gather(username: str, device: str | None, network: str, rules: Rules) -> _F
         "network_window": rules.network_window,
         "network_failures": rules.network_failures,
         "minute": _SITE_MINUTE,
+        "somebody": _somebody(username, rules),
         "site": rules.site_failures_minute,
     }
     with connection.cursor() as cursor:
         cursor.execute(_GATHER, values)
         return _Facts(*cursor.fetchone())
+
+
+def _somebody(name: str, rules: Rules) -> str:
+    """Where the search for this name's decoy begins: a code that nobody outside can foresee."""
+    digest = hmac.digest(rules.peppers.keys[rules.peppers.active], b"decoy/" + _octets(name), "sha256")
+    return str(int.from_bytes(digest) % 10**CODE_LENGTH).zfill(CODE_LENGTH)
 
 
 def _throttled_until(facts: _Facts, rules: Rules) -> datetime | None:
@@ -336,6 +370,24 @@ def _right(facts: _Facts, guess: Guess, encoded: str, rehashed: str | None) -> C
     return Checked(Outcome.SIGNED_IN, login)
 
 
+def _renew(facts: _Facts, guess: Guess, encoded: str) -> Checked:
+    """A taken-over password was right: from now on it is one of ours."""
+    assert facts.code
+    with transaction.atomic():
+        _lock(facts.code)
+        # Only if it is still the one that was verified: it may have been ended meanwhile, or renewed.
+        ended, _ = TakenOverPassword.objects.filter(code=facts.code, hash=facts.taken_over).delete()
+        approved = Account.objects.filter(code=facts.code, state=Account.State.APPROVED).exists()
+        login = _login_of(facts.code) if ended and approved else None
+        if login is None or not _hold_active(login):
+            transaction.set_rollback(True)
+            return Checked(Outcome.WRONG)
+        login.password = encoded
+        login.save(update_fields=["password"])
+        guess.delete()
+    return Checked(Outcome.SIGNED_IN, login)
+
+
 def _raise_alarm(rules: Rules) -> None:
     with connection.cursor() as cursor:
         cursor.execute(
@@ -370,4 +422,8 @@ def _now() -> datetime:
 
 
 def _hash(token: str) -> bytes:
-    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+    return hashlib.sha256(_octets(token)).digest()
+
+
+def _octets(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")

@@ -257,6 +257,7 @@ _UNDECIDED = "outcome is null and error is null"
 _HELD = "state = 'claimed' and due_at > now()"
 
 _OLD_EVENT = "at < %(before)s"
+_NEVER_USED = "taken_at < %(before)s"
 _OLD_RECEIPT = "received_at < %(before)s"
 _OLD_SESSION = "coalesce(ended_at, seen_at) < %(before)s"
 
@@ -299,6 +300,16 @@ JOBS: tuple[_Job, ...] = (
         "events", "events", "event", "id", lambda keep: keep.events, _oldest("event", _OLD_EVENT), _OLD_EVENT
     ),
     _Cases(),
+    # Whoever has not used it by then texts for a new one; it is not protected by a pepper of ours.
+    _Delete(
+        "old-passwords",
+        "passwords taken over and never used",
+        "taken_over_password",
+        "code",
+        lambda keep: keep.accounts,
+        f"select code from taken_over_password where {_NEVER_USED} limit %(count)s",  # noqa: S608
+        _NEVER_USED,
+    ),
     _Delete(
         "receipts",
         "delivery receipts as they came",

@@ -1,4 +1,6 @@
-"""How a chosen password is stored: Argon2id over a peppered password.
+"""How passwords are checked: those chosen here, and those that came with an import from another system.
+
+A chosen password is stored as Argon2id over a peppered password:
 
     argon2p$<pepper id>$argon2id$v=19$m=19456,t=2,p=1$<salt>$<hash>
 
@@ -10,7 +12,13 @@ import hmac
 import unicodedata
 
 from django.conf import settings
-from django.contrib.auth.hashers import Argon2PasswordHasher, must_update_salt
+from django.contrib.auth.hashers import (
+    Argon2PasswordHasher,
+    BCryptPasswordHasher,
+    BCryptSHA256PasswordHasher,
+    PBKDF2PasswordHasher,
+    must_update_salt,
+)
 
 from caplai.domain.issuing import Keyring
 
@@ -62,3 +70,34 @@ def _pepper(password: str, key: bytes) -> str:
     # Whatever a client may send as JSON, half a surrogate pair too.
     plain = unicodedata.normalize("NFC", password).encode("utf-8", "surrogatepass")
     return hmac.digest(key, plain, "sha256").hex()
+
+
+class _TakenOver:
+    """Only checks; what it lets in is hashed anew (credentials.py), so what it checks is what domain/foreign_hash.py
+    lets pass. The password is taken as it was typed, for no other system is known to have changed accents.
+    """
+
+    def verify(self, password: str, encoded: str) -> bool:
+        # Whatever a client may send as JSON, half a surrogate pair too.
+        return super().verify(password.encode("utf-8", "replace").decode(), encoded)  # type: ignore[misc]
+
+
+class TakenOverPBKDF2(_TakenOver, PBKDF2PasswordHasher):
+    """Django's default form."""
+
+
+class TakenOverArgon2(_TakenOver, Argon2PasswordHasher):
+    """Argon2id without a pepper, with whatever parameters the hash has."""
+
+
+class TakenOverBCryptSHA256(_TakenOver, BCryptSHA256PasswordHasher):
+    """Django's bcrypt over SHA-256 in hexadecimal."""
+
+
+class TakenOverBCrypt(_TakenOver, BCryptPasswordHasher):
+    """bcrypt as everybody has it: 72 octets count."""
+
+    def encode(self, password: str, salt: bytes) -> str:
+        # As other systems did by themselves; the library refuses what is longer.
+        octets = password.encode()[:72]
+        return f"{self.algorithm}${self._load_library().hashpw(octets, salt).decode('ascii')}"

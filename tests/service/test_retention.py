@@ -266,12 +266,14 @@ def test_the_rest_is_removed(conn):
             payload, received_at)
             values ('v', 'a', '8079', 1, 2, 1, 1, 1, 0, 'x', now() - interval '91 days'),
                    ('v', 'b', '8079', 1, 2, 1, 1, 1, 0, 'x', now());
+        insert into taken_over_password (code, hash, taken_at)
+            values ('0123456789', 'x', now() - interval '401 days'), ('0000000042', 'x', now());
         insert into guess (at, network) values (now() - interval '73 hours', 'old'), (now(), 'new');
         insert into django_session values ('old', '', now() - interval '1 s'), ('new', '', now() + interval '1 h');
     """)
     gone = run(conn)
     assert gone == dict.fromkeys(
-        ("events", "receipts", "binds", "processes", "parts", "guesses", "sign-ins"), 1
+        ("events", "old-passwords", "receipts", "binds", "processes", "parts", "guesses", "sign-ins"), 1
     )
     for query in (
         "select kind from event where kind = 'y'",
@@ -279,6 +281,7 @@ def test_the_rest_is_removed(conn):
         "select engine from link_session where engine = 'alive'",
         "select name from process where name = 'alive'",
         "select source from segment where source = 'b'",
+        "select code from taken_over_password where code = '0000000042'",
         "select network from guess where network = 'new'",
         "select session_key from django_session where session_key = 'new'",
     ):
