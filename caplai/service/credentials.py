@@ -141,7 +141,8 @@ class _Facts:
 _GATHER = """
 select t.now, a.code, coalesce(a.state = 'approved', false), l.id, l.password,
        (select hash from taken_over_password o where o.code = a.code),
-       (select hash from taken_over_password o where o.code >= %(somebody)s order by o.code limit 1),
+       coalesce((select hash from taken_over_password o where o.code >= %(somebody)s order by o.code limit 1),
+           (select hash from taken_over_password o order by o.code limit 1)),
        coalesce(l.is_active, true),
        c.id, c.key, c.version, c.length, c.alphabet, d.id,
        (select count(*) from guess g where g.account = a.code and not g.cleared

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import threading
 from contextlib import ExitStack, closing, contextmanager
 from datetime import timedelta
@@ -168,6 +169,127 @@ def test_twenty_thousand_changes_fit_the_lock_table_as_it_comes(conn):
     assert held_locks(conn) == (0, 0)
 
 
+# Passwords that people have
+
+
+HASHES = HEADER.replace(b"\n", b",password_hash\n")
+OLD = (
+    b"pbkdf2_sha256$600000$muoi$iQ8rXrVJ+KMOOkEZbmyGplVTee8jgZujc7NHAQvgj/Q=",
+    b'"$argon2id$v=19$m=19456,t=2,p=1$c2FsdHNhbHRzYWx0$iQ8rXrVJ+KMOOkEZbmyGplVTee8jgZujc7NHAQvgj/Q"',
+    b"$2y$12$Dvc873/ucSdaakgxzOh5aOeVYsD3JuXBWFBbJ1HZayeiW9r5hnRJO",
+)
+LAN_OLD, MAI_OLD = LAN.replace(b"\n", b"," + OLD[0] + b"\n"), MAI.replace(b"\n", b"," + OLD[1] + b"\n")
+
+
+def taken_over(conn):
+    rows = conn.execute("select code, hash from taken_over_password order by code").fetchall()
+    return {code: encoded.encode() for code, encoded in rows}
+
+
+def test_passwords_are_taken_over_in_one_form_and_the_same_file_twice_changes_nothing(conn):
+    third = b'"7777777777",0327000687,,approved,' + OLD[2] + b"\n8888888888,0327000688,,approved,\n"
+    file = HASHES + LAN_OLD + MAI_OLD + third
+    assert (counts(bring(conn, file)[0]), bring(conn, file)[1]) == ((4, 0, 0), {})
+    expected = {
+        "0000000042": b"argon2" + OLD[1].strip(b'"'),
+        "0123456789": OLD[0],
+        "7777777777": b"bcrypt$" + OLD[2],
+    }
+    assert taken_over(conn) == expected
+    versions = conn.execute("select xmin::text, ctid::text from taken_over_password order by code").fetchall()
+    done, bad = bring(conn, file, update_phones=True)
+    assert (counts(done), bad) == ((0, 0, 4), {})
+    # And a file that says nothing of them leaves them.
+    assert counts(bring(conn, HEADER + LAN + MAI)[0]) == (0, 0, 2)
+    assert counts(bring(conn, HASHES + LAN.replace(b"\n", b",\n"))[0]) == (0, 0, 1)
+    assert taken_over(conn) == expected
+    rows = "select xmin::text, ctid::text from taken_over_password order by code"
+    assert conn.execute(rows).fetchall() == versions
+
+
+def test_the_old_systems_newer_password_replaces_its_older_one(conn):
+    bring(conn, HEADER + LAN)
+    for encoded in (OLD[0], OLD[2]):
+        done, _ = bring(conn, HASHES + LAN.replace(b"\n", b"," + encoded + b"\n"))
+        assert counts(done) == (0, 1, 0)
+        assert taken_over(conn)["0123456789"].endswith(encoded)
+
+
+def test_no_password_comes_back_to_an_account_that_somebody_has_signed_in_to(conn):
+    bring(conn, HEADER + LAN)
+    conn.execute(
+        "insert into login (username, account_id, password, is_active, is_staff, is_superuser, stamp)"
+        " values ('0123456789', '0123456789', 'argon2p$', true, false, false, 's')"
+    )
+    assert counts(bring(conn, HASHES + LAN_OLD)[0]) == (0, 0, 1)
+    done, _ = bring(conn, HASHES + LAN_OLD.replace(b"lan@", b"new@"))
+    assert counts(done) == (0, 1, 0)
+    assert taken_over(conn) == {}
+
+
+def test_nor_to_one_whose_owner_chooses_a_password_meanwhile(conn):
+    bring(conn, HEADER + LAN)
+    with connect() as citizen, ExitStack() as held:
+        held.enter_context(citizen.transaction())
+        locks.take(citizen, [locks.account_key("0123456789")])
+        with importing(HASHES + LAN_OLD) as result:
+            citizen.execute(
+                "insert into login (username, account_id, password, is_active, is_staff, is_superuser, stamp)"
+                " values ('0123456789', '0123456789', 'argon2p$', true, false, false, 's')"
+            )
+            held.close()
+    assert counts(result[0][0]) == (0, 0, 1)
+    assert taken_over(conn) == {}
+
+
+def test_an_account_that_is_closed_loses_it_and_a_closed_one_gets_none(conn):
+    bring(conn, HASHES + LAN_OLD + MAI_OLD.replace(b"pending", b"closed"))
+    assert taken_over(conn) == {"0123456789": OLD[0]}
+    assert counts(bring(conn, HASHES + LAN_OLD.replace(b"approved", b"closed"))[0]) == (0, 1, 0)
+    assert taken_over(conn) == {}
+    bring(conn, HEADER + LAN)
+    assert taken_over(conn) == {}
+
+
+def test_one_that_cannot_be_checked_is_refused_with_its_row_and_never_shown(conn):
+    rows = [
+        LAN.replace(b"\n", b",secret123\n"),
+        LAN.replace(b"\n", b"," + OLD[2].replace(b"$12$", b"$31$") + b"\n"),
+        LAN.replace(b"0327 000", b"0327000") .replace(b"\n", b"," + OLD[0].replace(b"600000", b"1") + b"\n"),
+        LAN,
+        MAI_OLD,
+        MAI_OLD.replace(OLD[1], OLD[0]),
+    ]  # fmt: skip
+    done, bad = bring(conn, HASHES + b"".join(rows))
+    assert counts(done) == (1, 0, 0)
+    words = {
+        2: "none that can be checked",
+        3: "costly",
+        4: "tried out",
+        5: "4 columns instead of 5",
+        7: "line 6",
+    }
+    assert set(bad) == set(words)
+    assert all(words[line] in reason for line, reason in bad.items())
+    assert not any(part in reason for reason in bad.values() for part in ("secret", "Dvc8", "iQ8r"))
+    assert list(taken_over(conn)) == ["0000000042"]
+
+
+def test_stopped_after_a_slice_each_new_account_has_its_password(conn, monkeypatch):
+    monkeypatch.setattr(register, "_SLICE", 100)
+    rows = many(300).splitlines()[1:]
+    file = HASHES + b"".join(row + b"," + OLD[0] + b"\n" for row in rows)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bring(conn, file, stored=stop)
+    assert len(taken_over(conn)) == Account.objects.count() == 100
+    assert counts(bring(conn, file)[0]) == (200, 0, 100)
+    assert len(taken_over(conn)) == 300
+
+
 def test_statistics_are_fresh_afterwards(conn):
     bring(conn, many(3_000))
     [(rows, distinct)] = conn.execute(
@@ -260,6 +382,36 @@ def test_what_somebody_else_changed_meanwhile_is_looked_at_again_under_the_lock(
     assert counts(result[0][0]) == (0, 1, 1)
     case.refresh_from_db()
     assert case.ended_at is None
+
+
+@pytest.mark.parametrize("header", [HEADER, HEADER.replace(b"\n", b",password_hash\n")])
+def test_an_account_that_somebody_else_adds_meanwhile_is_no_new_one(conn, header):
+    content = many(200).replace(HEADER, header)
+    if header != HEADER:
+        first = b"pbkdf2_sha256$600000$muoi$iQ8rXrVJ+KMOOkEZbmyGplVTee8jgZujc7NHAQvgj/Q="
+        content = content.replace(b"approved\n", b"approved," + first + b"\n")
+    result = []
+
+    def run():
+        with connect() as mine:
+            result.append(bring(mine, content))
+
+    thread = threading.Thread(target=run)
+    with connect() as other:
+        with other.transaction():
+            other.execute(
+                "insert into account (code, phone, state) values ('0000000100', '+84327000686', 'approved')"
+            )
+            thread.start()
+            waiting = "select count(*) from pg_stat_activity where wait_event = 'transactionid'"
+            while thread.is_alive() and not conn.execute(waiting).fetchone()[0]:
+                thread.join(0.02)
+            assert thread.is_alive()
+        thread.join(30)
+    assert not thread.is_alive()
+    assert (result[0][0].added, result[0][0].phones_kept, result[0][1]) == (199, 1, {})
+    assert Account.objects.get(code="0000000100").phone == "+84327000686"
+    assert Account.objects.count() == 200
 
 
 @pytest.mark.parametrize("where", ["reading", "repeated", "slice", "chunk"])
@@ -356,6 +508,46 @@ def test_each_line_is_a_row_by_itself(conn, content, refused):
         assert words in bad[line]
     assert stored(conn) == [MAI_STORED, LAN_STORED]
     assert done.added == 2
+
+
+VALUES = {
+    "code": ["0123456789", "０123456789", "012345678", "0123456789\n"],
+    "phone": ["0327000686", "+84327000686", "84327000686", "0084327000686", "8432700068", "0227000686", "840327000686",
+              "01697000686", "+84 327000686", "+33327000686", "0327 000 686", "+840327000686", "327000686"],
+    "email": ["", "a@b.vn", "a.b+c_d-e@f-g.h.vn", "a@b", "@b.vn", "a@@b.vn", "a@b..vn", "ả@b.vn", "a@b.c.d.e.vn",
+              "a" * 64 + "@b.vn", "a" * 65 + "@b.vn", "a\\b@c.vn", "a" * 64 + "@" + "b" * 60 + "." + "c" * 60 + ".vn"],
+    "state": ["approved", "pending", "closed", "Approved", "approve", "closed "],
+    "password_hash": ["", OLD[0].decode(), OLD[1].decode(), OLD[2].decode(), "x", '"x"', '""', "$" * 301, "\\", "a,b",
+                      OLD[0].decode() + " "],
+}  # fmt: skip
+
+
+@given(
+    line=st.fixed_dictionaries(
+        {name: st.just(some[0]) | st.sampled_from(some) for name, some in VALUES.items()}
+    ),
+    columns=st.permutations(list(VALUES)),
+    delimiter=st.sampled_from(",;"),
+    end=st.sampled_from(["", "\r", " ", "\r\r"]),
+    with_hash=st.booleans(),
+)
+@settings(max_examples=400, deadline=None)
+def test_the_short_way_to_read_a_line_and_the_long_one_come_to_one_result(
+    line, columns, delimiter, end, with_hash
+):
+    columns = [name for name in columns if with_hash or name != "password_hash"]
+    layout = register._read_header(delimiter.join(columns))
+    text = delimiter.join(line[name] for name in columns) + end
+
+    def read(layout):
+        bad = []
+        return [*register._rows([text], layout, lambda *row: bad.append(row))], bad
+
+    class Long(register._Layout):
+        def plain(self):
+            return re.compile(f"(?!){'|'.join(f'(?P<{name}>)' for name in columns)}")
+
+    assert read(layout) == read(Long(layout.delimiter, layout.order))
 
 
 def test_what_a_line_holds_comes_back_unaltered(conn):
