@@ -136,6 +136,44 @@ def test_a_file_that_is_none_is_wrong_use(caplai, tmp_path, content, says):
     assert caplai("accounts", "import", tmp_path / "none.csv").exit_code == 2
 
 
+def test_generated_accounts_are_imported_without_a_complaint(caplai, conn, tmp_path):
+    file = tmp_path / "accounts.csv"
+    made = caplai("accounts", "generate", 500, "--seed", 3, "--with-passwords", 0.4)
+    assert made.exit_code == 0
+    assert made.stdout == caplai("accounts", "generate", 500, "--seed", 3, "--with-passwords", 0.4).stdout
+    file.write_text(made.stdout, "utf-8")
+    done = caplai("accounts", "import", file)
+    assert (done.exit_code, done.stdout) == (0, "500 added, 0 changed, 0 unchanged, 0 refused\n")
+    [[passwords]] = conn.execute("select count(*) from taken_over_password").fetchall()
+    assert 150 < passwords < 250
+    assert caplai("accounts", "generate", 5, "--with-passwords", 2).exit_code == 2
+
+
+@pytest.mark.slow
+def test_an_import_that_is_killed_is_completed_by_the_next(caplai, conn, tmp_path):
+    count = 100_000
+    file = tmp_path / "accounts.csv"
+    file.write_text(caplai("accounts", "generate", count, "--with-passwords", 1).stdout, "utf-8")
+    importing = subprocess.Popen([sys.executable, "-m", "caplai", "accounts", "import", file])
+    try:
+        stored = "select count(*) from account"
+        until(lambda: conn.execute(stored).fetchone()[0])
+    finally:
+        importing.kill()
+        importing.wait()
+    until(lambda: not conn.execute("select from pg_stat_activity where query ilike '%staged%' and pid <> "
+                                   "pg_backend_pid()").fetchall())  # fmt: skip
+    [[before]] = conn.execute(stored).fetchall()
+    assert 0 < before < count
+    of_both = "select count(*) from account a join taken_over_password using (code)"
+    open_ones = "select count(*) from account where state <> 'closed'"
+    assert conn.execute(of_both).fetchall() == conn.execute(open_ones).fetchall()
+    done = caplai("accounts", "import", file)
+    assert done.stdout == f"{count - before} added, 0 changed, {before} unchanged, 0 refused\n"
+    assert conn.execute(of_both).fetchall() == conn.execute(open_ones).fetchall()
+    assert conn.execute("select relname from pg_class where relpersistence = 't'").fetchall() == []
+
+
 def test_keys_are_listed_by_id_and_rotated(caplai, tmp_path):
     before = caplai("keys", "list").stdout
     [old] = re.findall(r"issuing\s+(\S+)\s+active", before)

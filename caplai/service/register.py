@@ -5,7 +5,7 @@ sorted by code, are stored in slices: new accounts by one transaction, without l
 chunks, each a transaction that takes their locks, looks again, ends their cases and updates them. So no lock
 stands through more than its own thousand accounts, and the lock table never overflows.
 
-What it costs a row decides how long a nation takes (docs/performance.md). Almost every line is written as people
+What it costs a row decides how long a nation takes (`python -m bench import`). Almost every line is written as people
 write: one regular expression reads it (_Layout.plain), and only what that does not know goes the long way, which
 knows everything. `test_register.py` holds the two to one result.
 
