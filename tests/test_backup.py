@@ -32,7 +32,7 @@ from caplai.service.reissue import reissue_inbox
 from caplai.store import queues
 from caplai.store.db import conninfo
 from caplai.store.keyring import KeyringFile
-from caplai.store.models import Account, Case, Device, Login
+from caplai.store.models import Account, Case, Device, Login, TakenOverPassword
 from tests.test_cli import House, until
 
 SERVER = os.environ["CAPLAI_DATABASE_URL"]
@@ -95,6 +95,7 @@ def living(conn, rules, lan):
     queues.accept(conn, "viettel", None, [part], lambda *given: "")
     conn.execute("update inbox set session = %s", [queues.open_session(conn, "viettel", "e")])
     old = Account.objects.create(code="0000000042", phone="+84327000687", state="approved")
+    TakenOverPassword.objects.create(code=old.code, hash="of another system")
     form = {
         "phone": old.phone,
         "channel": "sms",
@@ -128,6 +129,7 @@ LEFT = {
     "select count(*) from segment": [(0,)],
     "select count(*) from link_session where ended_at is null": [(0,)],
     "select split_part(password, '$', 1) from login": [("argon2p",)],
+    "select code, hash from taken_over_password": [("0000000042", "of another system")],
     "select to_regnamespace('caplai_restore')": [(None,)],
 }
 
