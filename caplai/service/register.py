@@ -22,7 +22,7 @@ import csv
 import functools
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO
 
@@ -217,25 +217,18 @@ def _sort(conn: psycopg.Connection, refuse: Callable[[int, str], None]) -> _Stag
 
 
 # Both sides of a join are bounded: the planner does not carry a range from one to the other.
-# Existing accounts are left out first, for a conflict would wait for whoever is changing one. To be ready for conflicts
-# costs each row a third more, so that is done only for a slice of which somebody else has just added an account.
-_ADD = """
-insert into account (code, phone, email, state)
-select code, phone, email, state from staged s where s.code > %(after)s and s.code <= %(upto)s and not exists
+_NEW = """
+from staged s where s.code > %(after)s and s.code <= %(upto)s and not exists
     (select from account a where a.code = s.code and a.code > %(after)s and a.code <= %(upto)s)
-order by code
 """
-_UNLESS_THERE = f"{_ADD} on conflict (code) do nothing"
 
-# Only of accounts that are new, whose owners nobody can have let in before this is committed.
-_WITH_HASHES = """
-with added as ({add} returning code), hashes as (
-    insert into taken_over_password (code, hash)
-    select code, hash from staged s where s.code > %(after)s and s.code <= %(upto)s and s.hash <> ''
-    and s.state <> 'closed' and exists (select from added n where n.code = s.code) order by code
-    on conflict (code) do nothing
+_ADD = (
+    f"insert into account (code, phone, email, state) select code, phone, email, state {_NEW} order by code"
 )
-select from added
+
+_ADD_HASHES = f"""
+insert into taken_over_password (code, hash) select code, hash {_NEW} and s.hash <> '' and s.state <> 'closed'
+order by code on conflict (code) do update set hash = excluded.hash, taken_at = excluded.taken_at
 """
 
 # Nor is it kept for a closed account.
@@ -311,10 +304,7 @@ def _store(
         if not rows:
             return
         between = {"after": after, "upto": upto, "update_phones": update_phones}
-        try:
-            added = execute(_adding(_ADD, staged), between).rowcount
-        except psycopg.errors.UniqueViolation:
-            added = execute(_adding(_UNLESS_THERE, staged), between).rowcount
+        added = _add(conn, staged, between)
         changed, changing = 0, []
         if added < rows:
             for code, changes, other_phone in execute(_DIFFERENT, between).fetchall():
@@ -331,8 +321,20 @@ def _store(
         after = upto
 
 
-def _adding(add: str, staged: _Staged) -> str:
-    return _WITH_HASHES.format(add=add) if staged.hashes else add
+def _add(conn: psycopg.Connection, staged: _Staged, between: Mapping[str, object]) -> int:
+    """Add those accounts of the slice that are new, with their hashes; returns how many they were."""
+    while True:
+        try:
+            with conn.transaction():
+                # What is new to one statement is new to the other: nobody has signed in to it yet.
+                conn.execute("set transaction isolation level repeatable read")
+                if staged.hashes:
+                    conn.execute(_ADD_HASHES, between, prepare=False)
+                return conn.execute(_ADD, between, prepare=False).rowcount
+        except (psycopg.errors.UniqueViolation, psycopg.errors.SerializationFailure):
+            # Somebody else has just added one of them, which is seen now. To be ready for that in the statement (on
+            # conflict) would cost every row a third more.
+            continue
 
 
 def _change(conn: psycopg.Connection, codes: Sequence[str], update_phones: bool) -> int:
