@@ -42,6 +42,8 @@ PARTS_WITHIN = 20.0
 """Seconds after its claim in which parts of a message are submitted: with their answers, less than the lease."""
 MOST_PARTLY_ACCEPTED = 1000
 """Messages of which we remember what parts the carrier took; of more, some are sent again as a whole."""
+MOST_TOLD = 5000
+"""Final results that are remembered although another engine held the message when they came."""
 LONGEST_MESSAGE_ID = 255
 """Octets; SMPP allows 64. A longer one is not kept: it would not fit the index that receipts are matched by."""
 HANDED = 1000
@@ -127,6 +129,8 @@ class Outbound:
         """Of these, the latest claim of each that was made although it was held."""
         self._written: set[int] = set()
         """Messages whose result was written since the latest claim was asked for."""
+        self._told: dict[int, Settled] = {}
+        """Final results that may not have been written, because another engine held the message."""
         self._quiet = 0.0
         self._quiet_until = 0.0
         self._asked_until = 0.0
@@ -353,6 +357,14 @@ class Outbound:
         except KeyringError:
             return None
 
+    def _remember(self, batch: list[Settled]) -> None:
+        """Others hold some of these by now, so that what the carrier said of them could not be written. If they are
+        given back to us we shall know it.
+        """
+        self._told.update((settled.id, settled) for settled in batch if settled.state in ("sent", "failed"))
+        for id_ in list(self._told)[: max(0, len(self._told) - MOST_TOLD)]:
+            del self._told[id_]
+
     def _submit(self, connection: Connection | None, due: Due, ring: Keyring | None) -> None:
         # Another engine, which took the link from us and lost it, may have made it due again. Its answer is still
         # to come, or to be written, and settles this claim too; or it is written, and we shall know in a moment.
@@ -360,6 +372,9 @@ class Outbound:
             self._claimed_again[due.id] = due
             return
         self._held.add(due.id)
+        if told := self._told.pop(due.id, None):
+            self._settle(told)
+            return
         # An older result, written once more because nobody knew whether it was, may have ended this very claim.
         if due.id in self._written:
             self._settle(postpone(due, 0.0))
@@ -473,7 +488,7 @@ class Outbound:
             self._settled_event.clear()
             batch, self._settled = self._settled, []
             try:
-                await self._database.run(queues.settle_outbox, self._engine, batch)
+                count = await self._database.run(queues.settle_outbox, self._engine, batch)
             except psycopg.Error:
                 self._store_is(False)
                 self._settled = batch + self._settled
@@ -483,6 +498,8 @@ class Outbound:
                 self._unwritten -= len(batch)
                 written = {settled.id for settled in batch}
                 self._written |= written
+                if count < len(batch):
+                    self._remember(batch)
                 # Whom the result came too early for, gives its claim back; to any other this changes nothing. Not at
                 # once: it would be claimed before this is written.
                 again = [due for id_ in written if (due := self._claimed_again.pop(id_, None))]

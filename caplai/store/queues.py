@@ -498,17 +498,20 @@ update outbox set receipt = early.state from early where outbox.id = early.id
 """
 
 
-def settle_outbox(conn: psycopg.Connection, engine: str, settled: Sequence[Settled]) -> None:
-    """Write what became of rows that `engine` had claimed; rows that others hold by now stay as they are."""
+def settle_outbox(conn: psycopg.Connection, engine: str, settled: Sequence[Settled]) -> int:
+    """Write what became of rows that `engine` had claimed; rows that others hold by now stay as they are. Returns how
+    many were written.
+    """
     names = ("id", "state", "status", "message_id", "again_in", "tried")
     columns = {name: array(map(attrgetter(name), settled)) for name in names}
     named = [row.id for row in settled if row.message_id is not None]
     with conn.transaction():
         if named:
             conn.execute(_LOCK_RECEIPTS)
-        conn.execute(_SETTLE_OUTBOX, {**columns, "engine": engine})
+        written = conn.execute(_SETTLE_OUTBOX, {**columns, "engine": engine}).rowcount
         if named:
             conn.execute(_MATCH_EARLY_RECEIPTS, [named])
+    return written
 
 
 def release_outbox(conn: psycopg.Connection, link: str) -> None:

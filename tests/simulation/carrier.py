@@ -90,8 +90,8 @@ class Connection(asyncio.Protocol):
         self.timer: asyncio.TimerHandle | None = None
         self.open: dict[int, float] = {}
         """Submits that are not answered yet: sequence → when they came."""
-        self.read: list[Text] = []
-        """What was acknowledged on it."""
+        self.read: list[tuple[Text, float]] = []
+        """What was acknowledged on it, and when."""
 
     def connection_made(self, transport) -> None:
         self.transport = transport
@@ -225,7 +225,7 @@ class Carrier:
         if ok:
             text_.waiting.discard(part)
             text_.connections.add(connection)
-            connection.read.append(text_)
+            connection.read.append((text_, self.loop.time()))
             self.on_acknowledged(text_, part)
         else:
             text_.doubtful = True
@@ -252,7 +252,8 @@ class Carrier:
         if len(connection.open) > self.engines_window and not connection.transport.wire.stalled_until:
             self.on_overrun(len(connection.open))
         if submit.status is not None:
-            read = [text_ for text_ in connection.read if text_.acknowledged]
+            # Within one reading of its clock the engine does not know which of the two it wrote first.
+            read = [text_ for text_, at in connection.read if text_.acknowledged and at < now]
             self.loop.call_later(self.delay(), self.answer, connection, pdu, submit.status, read)
         if draw.random() < self.odd:
             self.loop.call_later(self.delay(), self.be_odd, connection, pdu)

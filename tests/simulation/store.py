@@ -191,17 +191,20 @@ class QueueModel:
             row.attempts += 1
         return sorted(taken, key=lambda row: row.id)
 
-    def settle_outbox(self, now: datetime, engine: str, settled: Sequence[Settled]) -> None:
+    def settle_outbox(self, now: datetime, engine: str, settled: Sequence[Settled]) -> int:
+        written = 0
         for s in settled:
             row = self.outbox[s.id]
             if row.state != "claimed" or row.claimed_by != engine:
                 continue
+            written += 1
             row.state, row.claimed_by, row.message_id = s.state, None, s.message_id
             row.settled_at = None if s.state == "ready" else now
             if s.state == "ready":
                 row.due_at = now + timedelta(seconds=s.again_in)
             row.attempts -= 0 if s.tried else 1
             row.status = row.status if s.status is None else s.status
+        return written
 
     def release_outbox(self, now: datetime, link: str) -> None:
         for row in self.outbox.values():

@@ -202,8 +202,8 @@ class Both(RuleBasedStateMachine):
         settled = Settled(id_, state, status, "m" if state == "sent" else None, again_in, tried)
         self.now += timedelta(milliseconds=10)
         for _ in range(1 + twice):
-            queues.settle_outbox(self.conn, engine, [settled])
-            self.model.settle_outbox(self.now, engine, [settled])
+            real = queues.settle_outbox(self.conn, engine, [settled])
+            assert self.model.settle_outbox(self.now, engine, [settled]) == real
         if data.draw(st.booleans()):
             self.held.remove(held)
         self.compare()
