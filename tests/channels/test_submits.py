@@ -358,10 +358,11 @@ def test_what_is_due_again_before_we_know_it_does_not_wait_for_its_lease(scenari
     settle_outbox, settled_at = queues.settle_outbox, []
 
     def late(connection, engine, batch):
-        settle_outbox(connection, engine, batch)
+        count = settle_outbox(connection, engine, batch)
         settled_at.append(time.monotonic())
         if len(settled_at) == 1:
             time.sleep(2)  # committed, and the answer takes its time
+        return count
 
     monkeypatch.setattr(queues, "settle_outbox", late)
 
