@@ -306,7 +306,8 @@ class _Watch:
                 found = conn.execute(
                     "select pid, coalesce(nullif(application_name, ''), 'unnamed'), coalesce(state, 'unknown'),"
                     " extract(epoch from clock_timestamp() - coalesce(xact_start, backend_start))::int"
-                    " from pg_stat_activity where pid = any(pg_blocking_pids(%s)) order by 4 desc",
+                    " from pg_stat_activity where pid = any(pg_blocking_pids(%s)) and pid <> pg_backend_pid()"
+                    " order by 4 desc",
                     [self._pid],
                 ).fetchall()
                 if not found:
