@@ -193,7 +193,10 @@ class Case(models.Model):
 
     class Meta:
         db_table = "reissue_case"  # `case` is a reserved word of SQL
-        indexes = [models.Index(fields=["phone", "opened_at"], name="reissue_case_phone")]
+        indexes = [
+            models.Index(fields=["phone", "opened_at"], name="reissue_case_phone"),
+            BrinIndex(fields=["opened_at"], name="reissue_case_by_time", autosummarize=True),
+        ]
         constraints = [
             models.UniqueConstraint(
                 fields=["account"],
@@ -262,6 +265,7 @@ class Inbox(models.Model):
                 fields=["id"], name="inbox_parked", condition=Q(outcome__isnull=True, error__isnull=False)
             ),
             models.Index(fields=["source", "received_at"], name="inbox_source"),
+            BrinIndex(fields=["received_at"], name="inbox_by_time", autosummarize=True),
         ]
         constraints = [
             models.UniqueConstraint(
@@ -363,6 +367,7 @@ class Outbox(models.Model):
             models.Index(
                 fields=["message_id"], name="outbox_message_id", condition=Q(message_id__isnull=False)
             ),
+            BrinIndex(fields=["created_at"], name="outbox_by_time", autosummarize=True),
         ]
 
 
@@ -474,3 +479,86 @@ class Retention(models.Model):
 
     class Meta:
         db_table = "retention"
+
+
+# --- figures ---------------------------------------------------------------------------------------
+
+# Rollups by day of the agency (caplai/reports/rollups.py): what is in them can be computed anew from the tables
+# above, except masked phones of months whose phones have been removed, and counts of accounts at former times.
+
+
+class FiguresDay(models.Model):
+    """A day that has been rolled up. Rows of the other rollups count only if their day is here."""
+
+    day = models.DateField(primary_key=True)
+    built_at = models.DateTimeField()
+
+    class Meta:
+        db_table = "figures_day"
+
+
+class FiguresMessages(models.Model):
+    """Messages of a day: what came, by outcome, and what was to be sent, by what became of it and by kind."""
+
+    pk = models.CompositePrimaryKey("day", "state", "kind")
+    day = models.DateField()
+    state = Text(help_text="`received`, or of the outbox: sent, failed, …, raw.")
+    kind = Text(help_text="The outcome, raw; of a message without one `waiting` or `parked`.")
+    count = models.BigIntegerField()
+
+    class Meta:
+        db_table = "figures_messages"
+
+
+class FiguresReissues(models.Model):
+    """Re-issues of a day, by the day of the account's one before: distinct people of any period are in it."""
+
+    pk = models.CompositePrimaryKey("day", "previous_on")
+    day = models.DateField()
+    previous_on = models.DateField(help_text="0001-01-01 where none is known.")
+    count = models.BigIntegerField()
+
+    class Meta:
+        db_table = "figures_reissues"
+
+
+class FiguresTimes(models.Model):
+    """How long things of a day took, as a histogram whose boundaries never change (rollups.RATIO)."""
+
+    pk = models.CompositePrimaryKey("day", "what", "link", "bucket")
+    day = models.DateField()
+    what = Text(help_text="`reply` or `sign_in`.")
+    link = Text()
+    bucket = models.SmallIntegerField(help_text="n: more than RATIO**(n-1) seconds, RATIO**n at most.")
+    count = models.BigIntegerField()
+
+    class Meta:
+        db_table = "figures_times"
+
+
+class FiguresHeavy(models.Model):
+    """On which days of a month its heaviest phones were given a re-issue."""
+
+    FOR_EVER = 10
+    """How many of a month are kept, masked, when their phones have been removed everywhere else."""
+
+    pk = models.CompositePrimaryKey("month", "number", "day")
+    month = models.DateField(help_text="Its first day.")
+    number = models.SmallIntegerField(help_text="1: the heaviest of the month.")
+    day = models.DateField()
+    phone = Text(help_text="Masked.")
+    count = models.IntegerField()
+
+    class Meta:
+        db_table = "figures_heavy"
+
+
+class FiguresAccounts(models.Model):
+    """How many accounts were approved when they were last counted on a day."""
+
+    day = models.DateField(primary_key=True)
+    counted_at = models.DateTimeField()
+    approved = models.BigIntegerField()
+
+    class Meta:
+        db_table = "figures_accounts"
