@@ -35,6 +35,7 @@ from psycopg.types.json import Jsonb
 
 from caplai.service import locks
 from caplai.store.db import named_lock
+from caplai.store.models import FiguresHeavy
 
 log = logging.getLogger(__name__)
 
@@ -259,6 +260,7 @@ _HELD = "state = 'claimed' and due_at > now()"
 _OLD_EVENT = "at < %(before)s"
 _NEVER_USED = "taken_at < %(before)s"
 _OLD_RECEIPT = "received_at < %(before)s"
+_LESS_HEAVY = f"number > {FiguresHeavy.FOR_EVER} and month < %(before)s - interval '31 days'"
 _OLD_SESSION = "coalesce(ended_at, seen_at) < %(before)s"
 
 _Job = _Walk | _Delete | _Cases
@@ -336,6 +338,16 @@ JOBS: tuple[_Job, ...] = (
         lambda keep: keep.links,
         "select name from process where seen_at < %(before)s limit %(count)s",
         "seen_at < %(before)s",
+    ),
+    # Masked, and with the days that they asked on, many would stand out; the heaviest of a month do in any case.
+    _Delete(
+        "figures",
+        f"masked phones of figures beyond the {FiguresHeavy.FOR_EVER} heaviest of a month",
+        "figures_heavy",
+        "(month, number, day)",
+        lambda keep: keep.phones,
+        f"select month, number, day from figures_heavy where {_LESS_HEAVY} order by number desc limit %(count)s",  # noqa: S608
+        _LESS_HEAVY,
     ),
     # Of a link that is configured the engine itself joins and removes them (store/queues.py).
     _Delete(

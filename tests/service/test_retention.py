@@ -268,12 +268,14 @@ def test_the_rest_is_removed(conn):
                    ('v', 'b', '8079', 1, 2, 1, 1, 1, 0, 'x', now());
         insert into taken_over_password (code, hash, taken_at)
             values ('0123456789', 'x', now() - interval '401 days'), ('0000000042', 'x', now());
+        insert into figures_heavy (month, number, day, phone, count)
+            select now()::date - 212, number, now()::date - 212, '0327xxx686', 1 from (values (10), (11)) n (number);
         insert into guess (at, network) values (now() - interval '73 hours', 'old'), (now(), 'new');
         insert into django_session values ('old', '', now() - interval '1 s'), ('new', '', now() + interval '1 h');
     """)
     gone = run(conn)
     assert gone == dict.fromkeys(
-        ("events", "old-passwords", "receipts", "binds", "processes", "parts", "guesses", "sign-ins"), 1
+        ("events", "old-passwords", "receipts", "binds", "processes", "figures", "parts", "guesses", "sign-ins"), 1
     )
     for query in (
         "select kind from event where kind = 'y'",
@@ -284,6 +286,7 @@ def test_the_rest_is_removed(conn):
         "select code from taken_over_password where code = '0000000042'",
         "select network from guess where network = 'new'",
         "select session_key from django_session where session_key = 'new'",
+        "select phone from figures_heavy where number = 10",
     ):
         [[left]] = conn.execute(query).fetchall()
         [[count]] = conn.execute(f"select count(*) from {query.split()[3]}").fetchall()
