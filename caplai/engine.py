@@ -6,7 +6,7 @@ import random
 import re
 import signal
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 
 import psycopg
@@ -18,6 +18,7 @@ from caplai.channels.esme import Esme
 from caplai.channels.outbound import LEASE
 from caplai.config import Config
 from caplai.health import Health, listener
+from caplai.reports import rollups
 from caplai.service import retention
 from caplai.service.presence import Presence
 from caplai.service.reissue import Handover, Rules, reissue_inbox, reissue_one_by_one
@@ -37,9 +38,9 @@ POLL = 1.0
 """Seconds between looks at the inbox when nobody wakes us."""
 SCRAPE = 1.5
 """Seconds that a scrape waits for the database."""
-RETENTION_AFTER = (60.0, 300.0)
-"""Seconds after the start when retention first runs: not while messages that have waited come in, and not in
-every engine at once."""
+HOUSEWORK_AFTER = (60.0, 300.0)
+"""Seconds after the start when figures are first rolled up and old data is removed: not while messages that have
+waited come in, and not in every engine at once."""
 
 
 class Engine:
@@ -62,9 +63,9 @@ class Engine:
             config.engine_workers + len(config.links) + len(config.aggregators) + 2, by_key=True
         )
         self.leases = Leases()
-        # A thread of its own: a run takes as long as there is something to remove.
-        self._retention = DatabaseThreads(1, statement_timeout=10.0)
-        self._retention_stop = threading.Event()
+        # A thread of its own: it takes as long as there is something to roll up or to remove.
+        self._housework = DatabaseThreads(1, statement_timeout=10.0)
+        self._housework_stop = threading.Event()
         self._work = asyncio.Event()
         self._stopping = False
         self._undecided = False
@@ -122,7 +123,7 @@ class Engine:
             for n in range(self.config.engine_workers)
         ]
         self._tasks.append(asyncio.create_task(self._listen(), name="listen"))
-        self._tasks.append(asyncio.create_task(self._remove_what_is_too_old(), name="retention"))
+        self._tasks.append(asyncio.create_task(self._keep_house(), name="housework"))
         for task in self._tasks:
             task.add_done_callback(self._task_ended)
 
@@ -135,14 +136,14 @@ class Engine:
 
     async def stop(self) -> None:
         self._stopping = True
-        self._retention_stop.set()
+        self._housework_stop.set()
         await asyncio.gather(*(way.stop() for way in self.ways))
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.leases.close()
         await asyncio.to_thread(self.presence.stop)
-        self._retention.close()
+        self._housework.close()
         self.database.close()
 
     def _lacks_keys(self) -> bool:
@@ -287,17 +288,24 @@ class Engine:
         for way in self.ways:
             way.wake()
 
-    async def _remove_what_is_too_old(self) -> None:
-        await asyncio.sleep(random.uniform(*RETENTION_AFTER))  # noqa: S311 - no secret
+    async def _keep_house(self) -> None:
+        """Roll up the figures, then remove what is too old: what goes has been counted before."""
+        await asyncio.sleep(random.uniform(*HOUSEWORK_AFTER))  # noqa: S311 - no secret
         keep = retention_rules(self.config)
         while not self._stopping:
-            try:
-                await self._retention.run(retention.run, keep, self._retention_stop, _say_removed)
-            except psycopg.Error as error:
-                log.warning("retention: will go on later (%s)", type(error).__name__)
-            except Exception:  # a bug of ours there is no reason to stop answering people
-                log.exception("retention: a run failed")
+            await self._work_of_the_house("figures", rollups.keep_built, self._housework_stop)
+            await self._work_of_the_house(
+                "retention", retention.run, keep, self._housework_stop, _say_removed
+            )
             await asyncio.sleep(self.config.retention.every.total_seconds())
+
+    async def _work_of_the_house(self, name: str, work: Callable[..., object], *args: object) -> None:
+        try:
+            await self._housework.run(work, *args)
+        except psycopg.Error as error:
+            log.warning("%s: will go on later (%s)", name, type(error).__name__)
+        except Exception:  # a bug of ours there is no reason to stop answering people
+            log.exception("%s: a run failed", name)
 
     async def _listen(self) -> None:
         """Be woken by what other processes store; the polls are the safety net."""

@@ -109,7 +109,8 @@ def test_every_command_in_the_documents_exists(path):
         if words and words[0].endswith("caplai"):
             command: Any = main
             context = click.Context(main)
-            for word in words[1:]:
+            rest = iter(words[1:])
+            for word in rest:
                 if isinstance(command, click.Group) and not word.startswith("-"):
                     found = command.get_command(context, word)
                     assert found is not None, f"{path.name}: {line}: there is no command {word}"
@@ -117,6 +118,14 @@ def test_every_command_in_the_documents_exists(path):
                 elif word.startswith("--"):
                     options = {name for parameter in command.params for name in parameter.opts} | {"--help"}
                     assert word.split("=")[0] in options, f"{path.name}: {line}: there is no option {word}"
+                    flags = {
+                        name
+                        for taken in command.params
+                        if getattr(taken, "is_flag", 0)
+                        for name in taken.opts
+                    }
+                    if word in options - flags - {"--help"}:
+                        next(rest)  # its value
         elif words and words[0] == "make":
             targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
             assert words[1] in targets, f"{path.name}: {line}: the Makefile has no {words[1]}"

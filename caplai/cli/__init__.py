@@ -4,7 +4,19 @@ It parses, says and exits; what is done lives in the rooms below. Heavy imports 
 --help is quick.
 """
 
-from caplai.cli import accounts, backup, capacity, doctor, keys, messages, retention, run, service, simulator
+from caplai.cli import (
+    accounts,
+    backup,
+    capacity,
+    doctor,
+    figures,
+    keys,
+    messages,
+    retention,
+    run,
+    service,
+    simulator,
+)
 from caplai.cli.group import BUG, WRONG_USE, main
 
 __all__ = [
@@ -14,6 +26,7 @@ __all__ = [
     "backup",
     "capacity",
     "doctor",
+    "figures",
     "keys",
     "main",
     "messages",

@@ -391,7 +391,7 @@ def test_messages_come_in_and_are_decided_while_a_step_is_under_way(conn, rules,
 
 def test_a_full_engine_runs_it(transactional_db, conn, monkeypatch):
     message(conn, days(100))
-    monkeypatch.setattr(engine, "RETENTION_AFTER", (0, 0))
+    monkeypatch.setattr(engine, "HOUSEWORK_AFTER", (0, 0))
 
     async def live():
         alive = Engine(settings.CAPLAI, settings.KEYRING)

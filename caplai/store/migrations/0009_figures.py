@@ -7,7 +7,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('store', '0007_retention'),
+        ('store', '0008_taken_over_password'),
     ]
 
     operations = [
