@@ -311,7 +311,7 @@ def _kept(conn: psycopg.Connection, month: date, first: date, last: date) -> tup
     """The heaviest of these days as kept, and whether no other phone can belong among them."""
     rows = conn.execute(
         "select phone, coalesce(sum(count) filter (where day between %s and %s), 0)::int, sum(count)::int"
-        " from figures_heavy where month = %s group by number, phone order by 2 desc, 1",
+        " from figures_heavy where month = %s group by number, phone order by 2 desc, number",
         [first, last, month],
     ).fetchall()
     # What is not kept had no more in the whole month than what is.

@@ -25,6 +25,12 @@ from tests.reports.history import DAY, ZONE, Plain, are_of, at, case, live_throu
 KEEP = dataclasses.replace(retention_rules(settings.CAPLAI), rate=100_000)
 
 
+@pytest.fixture(autouse=True)
+def yesterday_is_over(monkeypatch):
+    """Also within the first minutes of a day."""
+    monkeypatch.setattr(rollups, "_CLOSES_AFTER", 0 * DAY)
+
+
 @pytest.fixture
 def now(conn):
     [[now]] = conn.execute("select clock_timestamp()").fetchall()
@@ -257,8 +263,14 @@ def test_a_day_is_built_again_while_things_still_happen_to_it(conn, today):
     conn.execute("update figures_day set built_at = built_at - interval '1 day'")  # a day has passed
     again = keep_built(conn)
     assert again == list(rollups.days_between(again[0], today - DAY))
-    assert again[0] in (today - 6 * DAY, today - 5 * DAY)
+    assert again[0] == today - 6 * DAY
     assert figures(conn, today - 2 * DAY, today).seconds_to_sign_in["sms"].count == 1
+
+
+def test_a_day_is_over_when_nobody_can_commit_to_it_any_more(monkeypatch):
+    monkeypatch.undo()
+    assert rollups._last_closed(at(date(2026, 3, 2), 0, 14)) == date(2026, 2, 28)
+    assert rollups._last_closed(at(date(2026, 3, 2), 0, 15)) == date(2026, 3, 1)
 
 
 def test_stopped_anywhere_it_counts_nothing_twice_and_goes_on(conn, now, today):
@@ -281,6 +293,7 @@ def test_two_at_once_do_it_once(conn, today):
         assert keep_built(conn) == []
         with pytest.raises(rollups.Busy):
             rollups.rebuild(conn, None, None)
+        other.execute("select pg_advisory_unlock(%s)", [rollups._LOCK])
     assert keep_built(conn) == [today - DAY]
 
 
