@@ -238,8 +238,7 @@ class _Period:
         self.built = {
             day
             for (day,) in conn.execute(
-                "select day from figures_day where day between %s and %s and day < %s",
-                [first, last, self.today],
+                "select day from figures_day where day between %s and %s", [first, last]
             ).fetchall()
         }
         happened = rollups.days_between(first, min(last, self.today))
@@ -249,9 +248,9 @@ class _Period:
         """What `query` makes of the rows of this rollup, which stand for its `{}`."""
         columns, live = rollups.ROLLUPS[table]
         parts = [
-            f"select {columns} from {table} where day between %(first)s and %(last)s and day < %(today)s"  # noqa: S608
+            f"select {columns} from {table} where day between %(first)s and %(last)s"  # noqa: S608
         ]
-        values |= {"first": self.first, "last": self.last, "today": self.today}
+        values |= {"first": self.first, "last": self.last}
         for number, (first, last) in enumerate(self.live):
             bounds = rollups.bounds(first, last)
             values |= {f"{name}{number}": value for name, value in bounds.items()}

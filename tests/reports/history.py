@@ -27,9 +27,18 @@ def phone_of(account):
 
 
 def message(
-    conn, when, outcome="issued", *, link="viettel", account=None, case=None, replied=2.0, state="sent"
+    conn,
+    when,
+    outcome="issued",
+    *,
+    link="viettel",
+    by=None,
+    account=None,
+    case=None,
+    replied=2.0,
+    state="sent",
 ):
-    """A message and, after so many seconds, its reply. Silent ones have none."""
+    """A message and, after so many seconds, its reply (`by` another link). Silent ones have none."""
     phone = phone_of(account or 0)
     [[id_]] = conn.execute(
         "insert into inbox (received_at, link, source, destination, text, decided_at, outcome, case_id)"
@@ -37,7 +46,17 @@ def message(
         [when, link, phone, when, outcome, case],
     ).fetchall()
     if outcome not in ("other_agency", None):
-        text(conn, when, outcome, link=link, account=account, case=case, inbox=id_, sent=replied, state=state)
+        text(
+            conn,
+            when,
+            outcome,
+            link=by or link,
+            account=account,
+            case=case,
+            inbox=id_,
+            sent=replied,
+            state=state,
+        )
 
 
 def text(conn, when, kind, *, link="viettel", account=None, case=None, inbox=None, sent=2.0, state="sent"):
@@ -77,15 +96,14 @@ def live_through(conn, first, now, *, seed, people=60):
         for when, account, chance in sorted(happened):
             if not at(first, 0) <= when <= now:
                 continue
-            link = draw.choice(LINKS)
+            link, by = draw.choices(LINKS, k=2)
             used = draw.uniform(5, 90_000) if draw.random() < 0.6 else None
             if chance < 0.5:
                 id_ = case(conn, when, account, used=used)
                 # It came before its case was opened, perhaps on the day before.
                 came = when - timedelta(seconds=draw.choice((0, 0.01, 3)))
-                message(
-                    conn, came, "issued", link=link, account=account, case=id_, replied=draw.uniform(0.05, 30)
-                )
+                replied = draw.uniform(0.05, 30)
+                message(conn, came, link=link, by=by, account=account, case=id_, replied=replied)
             elif chance < 0.7:
                 text(conn, when, "otp", link=link, account=account, sent=draw.uniform(0.3, 9))
                 id_ = case(conn, when, account, used=used, channel="web")

@@ -144,6 +144,10 @@ def test_they_survive_retention_and_a_rebuild_after_it(conn, now, today, monkeyp
     gone = {}
     assert retention.run(conn, keep, stop, lambda done: gone.update({done.name: done.rows}))
     assert gone["cases"] > 100 and gone["messages"] > 50 and gone["figures"] > 10
+    # Of a month whose phones are still there, all.
+    young = (today - 31 * DAY).replace(day=1)
+    [[kept]] = conn.execute("select max(number) from figures_heavy where month = %s", [young]).fetchall()
+    assert kept > FiguresHeavy.FOR_EVER
     # No period here is longer than accounts are kept, and none of those with which it is compared.
     periods = [(begin, min(end, begin + 60 * DAY)) for begin, end in periods_of(first, today, 12)]
     agree(conn, plain, [*periods, *months])
@@ -198,6 +202,16 @@ def test_the_growth_is_over_as_many_months_as_are_asked_for(conn, today):
     assert figures(conn, date(2026, 1, 31), date(2026, 1, 31)).growth is None
 
 
+def test_who_comes_back_comes_within_thirty_days(conn, today):
+    for account, days in (("0000000001", 30), ("0000000002", 31), ("0000000003", 0)):
+        case(conn, at(today - DAY, 10) - days * DAY, account)
+        case(conn, at(today - DAY, 11), account)
+    for _ in range(2):
+        found = figures(conn, today - DAY, today)
+        assert (found.reissues, found.people, found.returned) == (4, 3, 2)
+        keep_built(conn)
+
+
 def test_kinds_that_nobody_knows_are_counted_under_their_own_names(conn, today):
     text(conn, at(today - DAY), "a kind of tomorrow")
     message(conn, at(today - DAY), "an outcome of tomorrow", state="state of tomorrow")
@@ -226,6 +240,17 @@ def test_the_heaviest_of_a_part_of_a_month_are_told_from_what_is_kept_where_that
     second_half = figures(conn, date(2026, 3, 15), date(2026, 3, 31))
     assert [heavy.count for heavy in second_half.heaviest] == [20]
     assert not second_half.heaviest_certain
+
+
+def test_who_asks_today_is_among_the_heaviest_of_the_month(conn, now, today):
+    for n in range(12):
+        case(conn, at(today - DAY, n), f"{2 * n:010}")
+    keep_built(conn)
+    for _ in range(3):
+        case(conn, now, "0000000098")
+    found = figures(conn, today - DAY, today)
+    assert [heavy.count for heavy in found.heaviest[:2]] == [3, 1]
+    assert (found.heaviest[0].phone, found.heaviest_certain) == ("0327xxx049", True)
 
 
 def test_accounts_are_those_at_the_end_of_the_period_as_near_as_they_were_counted(conn, today):
@@ -311,9 +336,9 @@ def test_an_engine_rolls_up_before_it_removes(transactional_db, conn, today, mon
         await alive.stop()
 
     asyncio.run(live())
-    assert [
-        heavy.count for heavy in figures(conn, day.replace(day=1), rollups.last_of_month(day)).heaviest
-    ] == [1]
+    found = figures(conn, day.replace(day=1), rollups.last_of_month(day))
+    assert [heavy.count for heavy in found.heaviest] == [1]
+    assert found.heaviest_certain
 
 
 # --- the command ------------------------------------------------------------------------------------
