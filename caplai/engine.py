@@ -143,7 +143,7 @@ class Engine:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.leases.close()
         await asyncio.to_thread(self.presence.stop)
-        self._housework.close()
+        self._housework.close(cancel=True)
         self.database.close()
 
     def _lacks_keys(self) -> bool:

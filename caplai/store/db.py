@@ -1,6 +1,7 @@
 """Connections for those who write set-based SQL on connections of their own (the engine's threads)."""
 
 import asyncio
+import contextlib
 import functools
 import hashlib
 import threading
@@ -202,8 +203,12 @@ class DatabaseThreads:
             self._connections.remove(connection)
             raise
 
-    def close(self) -> None:
-        """Wait for the calls under way, then close the connections."""
+    def close(self, *, cancel: bool = False) -> None:
+        """Wait for the calls under way, then close the connections. `cancel`: what they are asking for is ended."""
+        if cancel:
+            for connection in self._connections:
+                with contextlib.suppress(psycopg.Error):
+                    connection.cancel_safe(timeout=2.0)
         self._pool.shutdown(wait=True, cancel_futures=True)
         for connection in self._connections:
             connection.close()

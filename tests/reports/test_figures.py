@@ -226,10 +226,10 @@ def test_the_heaviest_of_a_part_of_a_month_are_told_from_what_is_kept_where_that
     """Phone n asks n times in the first half of the month, and phone 99 twenty times in the second."""
     month = date(2026, 3, 1)
     for n in range(1, 31):
-        for time in range(n):
-            case(conn, at(month + time % 14 * DAY, 1 + time // 14), f"{2 * n:010}")
-    for time in range(20):
-        case(conn, at(date(2026, 3, 16) + time % 14 * DAY, 1 + time // 14), "0000000198")
+        for again in range(n):
+            case(conn, at(month + again % 14 * DAY, 1 + again // 14), f"{2 * n:010}")
+    for n in range(20):
+        case(conn, at(date(2026, 3, 16) + n % 14 * DAY, 1 + n // 14), "0000000198")
     monkeypatch.setattr(rollups, "HEAVY", 15)
     rollups.rebuild(conn, month, date(2026, 3, 31))
     conn.execute("update reissue_case set phone = ''")  # from now on, from what is kept
@@ -339,6 +339,24 @@ def test_an_engine_rolls_up_before_it_removes(transactional_db, conn, today, mon
     found = figures(conn, day.replace(day=1), rollups.last_of_month(day))
     assert [heavy.count for heavy in found.heaviest] == [1]
     assert found.heaviest_certain
+
+
+def test_an_engine_that_is_stopped_does_not_finish_a_long_day(transactional_db, conn, today, monkeypatch):
+    case(conn, at(today - DAY), "0000000001")
+    slow = "select %(begin)s::date as day, 'x', 'x', 1 from pg_sleep(600)"
+    monkeypatch.setitem(rollups.ROLLUPS, "figures_messages", ("day, state, kind, count", slow))
+    monkeypatch.setattr(engine, "HOUSEWORK_AFTER", (0, 0))
+
+    async def live():
+        alive = Engine(settings.CAPLAI, settings.KEYRING)
+        await alive.start()
+        async with asyncio.timeout(20):
+            while not conn.execute("select from pg_stat_activity where wait_event = 'PgSleep'").fetchall():
+                await asyncio.sleep(0.05)
+        await alive.stop()
+
+    asyncio.run(live())
+    assert conn.execute("select from figures_day").fetchall() == []
 
 
 # --- the command ------------------------------------------------------------------------------------
