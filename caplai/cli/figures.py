@@ -1,5 +1,6 @@
 """`caplai` figures, and figures rebuild."""
 
+import contextlib
 import csv
 import io
 import json
@@ -22,11 +23,11 @@ class _Day(click.ParamType):
         if isinstance(value, date):
             return value
         for form in ("%Y-%m-%d", "%d/%m/%Y"):
-            try:
-                return datetime.strptime(value, form).date()  # noqa: DTZ007 - a day has no zone
-            except ValueError:
-                continue
-        self.fail(f"{value!r} is no day. Write it as 2021-10-15, or 15/10/2021.", param, ctx)
+            with contextlib.suppress(ValueError):
+                day = datetime.strptime(value, form).date()  # noqa: DTZ007 - a day has no zone
+                if 2000 <= day.year < 3000:
+                    return day
+        self.fail(f"{value!r} is no day of these times. Write it as 2021-10-15, or 15/10/2021.", param, ctx)
 
 
 _from = click.option("--from", "first", type=_Day(), metavar="DATE", help="The first day of the period.")
@@ -298,8 +299,9 @@ def _report(found: Any, say: _Language) -> Iterator[str]:
             yield _line(say(name), say.number(sum(kinds.values())))
         for kind, count in kinds.items():
             yield _line(f"  {say.kind(kind)}", say.number(count))
-    share = say("of_accounts", share=say.share(found.share_of_accounts))
-    yield _line(say("reissues"), say.number(found.reissues), share)
+    share = found.share_of_accounts
+    of_accounts = "" if share is None else say("of_accounts", share=say.share(share))
+    yield _line(say("reissues"), say.number(found.reissues), of_accounts)
     yield _line(say("people"), say.number(found.people))
     average = say(
         "average",

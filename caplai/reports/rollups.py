@@ -199,10 +199,8 @@ def rebuild(
     Needs a connection in autocommit. Raises Busy.
     """
     with _alone(conn):
-        closed = _last_closed(_now(conn))
-        last = min(last or closed, closed)
-        first = first or _first_day(conn)
-        days = list(days_between(first, last)) if first else []
+        closed, begun = _last_closed(_now(conn)), _first_day(conn)
+        days = list(days_between(max(first or begun, begun), min(last or closed, closed))) if begun else []
         _count_accounts(conn)
         _build(conn, days, threading.Event(), report)
         return len(days)

@@ -420,8 +420,9 @@ def squeezed(printed):
         ("--from 2026-02-02 --to 2026-02-01", "ends (2026-02-01) before it begins (2026-02-02)"),
         (
             "--from 2026-02-30 --to 2026-03-01",
-            "'2026-02-30' is no day. Write it as 2021-10-15, or 15/10/2021.",
+            "'2026-02-30' is no day of these times. Write it as 2021-10-15, or 15/10/2021.",
         ),
+        ("--from 0001-01-01 --to 2026-03-01", "'0001-01-01' is no day of these times."),
         ("--from 2026-02-01 --to 2026-03-01 --json --csv", "one of --json and --csv"),
         ("--from 2026-02-01 rebuild", "Options of rebuild come after its name."),
         ("--from 2026-02-01 --to 2026-03-01 --months 0", "--months"),
