@@ -15,7 +15,7 @@ What the words mean, where the agency's own do not say it:
   so the share of a past period never changes.
 - The heaviest are phones, by their re-issues in one calendar month; of a month that the period covers in part, only
   its days in the period count.
-- Times are quantiles of histograms, read at the upper boundary: 9 % too high at most, never too low.
+- Times are quantiles of histograms, read at the upper boundary: a tenth too high at most, never too low.
 """
 
 import calendar

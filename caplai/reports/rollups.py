@@ -30,7 +30,7 @@ from caplai.domain import msisdn
 from caplai.store.db import named_lock
 
 RATIO = 2 ** (1 / 8)
-"""Of one boundary of a histogram to the next: a quantile is read 9 % too high at most."""
+"""Of one boundary of a histogram to the next: 9 % more."""
 HEAVY = 500
 """Phones of a month whose days are kept, the heaviest."""
 NEVER = date.min
@@ -105,8 +105,10 @@ with asked as materialized (
     from reissue_case where opened_at >= %(begin)s and opened_at < %(end)s group by 1, 2
 ),
 heavy as (
-    select phone, row_number() over (order by sum(count) desc, phone) as number
-    from asked where phone <> '' group by phone order by number limit %(phones)s
+    select phone, row_number() over (order by total desc, phone) as number from (
+        select phone, sum(count) as total from asked where phone <> '' group by phone
+        order by total desc, phone limit %(phones)s
+    ) most
 )
 select number::int, day, phone, count::int from heavy join asked using (phone) order by number, day
 """
