@@ -144,6 +144,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--scale", type=float, default=0.05, help="of the published totals (0.05)")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
+    if options.scale < 1e-4:
+        parser.error("below 0.0001 there is no room for those who asked most")
     with tempfile.TemporaryDirectory(prefix="caplai-figures-") as folder:
         report = run(Path(folder), Totals.at(options.scale))
     report = {"scale": options.scale, **report}

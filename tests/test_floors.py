@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "service": {"domain", "store", "watch"},
     "channels": {"domain", "smpp", "store", "service", "watch"},
     "signin": {"domain", "store", "service", "watch"},
-    "reports": {"domain", "store", "watch"},
+    "reports": {"domain", "store"},
     "simulator": {"smpp"},
 }
 TOP = {"cli"}

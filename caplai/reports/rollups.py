@@ -211,7 +211,7 @@ def rebuild(
 @contextlib.contextmanager
 def _alone(conn: psycopg.Connection) -> Iterator[None]:
     """Inside, nobody else builds. Raises Busy if somebody does."""
-    assert conn.autocommit, "each day is a transaction of its own"
+    assert conn.autocommit, "each month is a transaction of its own"
     [[alone]] = conn.execute("select pg_try_advisory_lock(%s)", [_LOCK]).fetchall()
     if not alone:
         raise Busy
