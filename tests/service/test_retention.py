@@ -275,7 +275,18 @@ def test_the_rest_is_removed(conn):
     """)
     gone = run(conn)
     assert gone == dict.fromkeys(
-        ("events", "old-passwords", "receipts", "binds", "processes", "figures", "parts", "guesses", "sign-ins"), 1
+        (
+            "events",
+            "old-passwords",
+            "receipts",
+            "binds",
+            "processes",
+            "figures",
+            "parts",
+            "guesses",
+            "sign-ins",
+        ),
+        1,
     )
     for query in (
         "select kind from event where kind = 'y'",
