@@ -1,12 +1,11 @@
 """A site to measure: the embedded PostgreSQL with fsync on, people who chose a password, and `caplai web`."""
 
 import os
-import urllib.request
 from pathlib import Path
 
 import psycopg
 
-from bench._load import add_accounts, until
+from bench._load import add_accounts
 from bench._parts import Part, plain_environment
 from bench._proc import Tree
 from caplai import processes

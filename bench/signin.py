@@ -55,7 +55,9 @@ def run(folder: Path, seconds: float) -> dict[str, object]:
     with Site(folder, accounts=_LOGINS, logins=_LOGINS) as site:
         asyncio.run(_sign_in(site, _by_api, min(3.0, seconds), first=_LOGINS - 2000))  # both are warm now
         before = argon2(seconds / 2)
-        done = {way.__name__[4:]: asyncio.run(_sign_in(site, way, seconds, first=first)) for way, first in _WAYS}
+        done = {
+            way.__name__[4:]: asyncio.run(_sign_in(site, way, seconds, first=first)) for way, first in _WAYS
+        }
         after = argon2(seconds / 2)
         broken = [each for one in done.values() for each in one.broken] + _check(site, done)
     hashes, hash_ms = (before.rate + after.rate) / 2, (before.ms + after.ms) / 2
@@ -166,7 +168,10 @@ async def _sign_in(site: Site, way, seconds: float, *, first: int) -> Load:
     return Load(
         count,
         count / lasted,
-        *(1000 * each / count for each in (web, postgres, people, centiles[49] * count, centiles[98] * count)),
+        *(
+            1000 * each / count
+            for each in (web, postgres, people, centiles[49] * count, centiles[98] * count)
+        ),
         broken=[f"{failed} of {count} did not sign in"] if failed else [],
     )
 
