@@ -6,8 +6,11 @@ The pepper (HMAC-SHA-256) lies in the keyring, outside the database, so a stolen
 cracked. Parameters: OWASP Password Storage Cheat Sheet, Argon2id with 19 MiB, two passes, one lane.
 """
 
+import functools
 import hmac
+import os
 import unicodedata
+from concurrent.futures import ThreadPoolExecutor
 
 from django.conf import settings
 from django.contrib.auth.hashers import Argon2PasswordHasher, must_update_salt
@@ -25,7 +28,8 @@ class PepperedArgon2(Argon2PasswordHasher):
 
     def encode(self, password: str, salt: str) -> str:
         peppers = _peppers()
-        argon2 = super().encode(_pepper(password, peppers.keys[peppers.active]), salt)
+        peppered = _pepper(password, peppers.keys[peppers.active])
+        argon2 = _cores().submit(super().encode, peppered, salt).result()
         return f"{self.algorithm}${peppers.active}{argon2.removeprefix(self.algorithm)}"
 
     def decode(self, encoded: str) -> dict:
@@ -35,7 +39,8 @@ class PepperedArgon2(Argon2PasswordHasher):
     def verify(self, password: str, encoded: str) -> bool:
         """Whether it is this password. A pepper that this host lacks is a KeyError: ask before."""
         pepper, plain = self._split(encoded)
-        return super().verify(_pepper(password, _peppers().keys[pepper]), plain)
+        peppered = _pepper(password, _peppers().keys[pepper])
+        return _cores().submit(super().verify, peppered, plain).result()
 
     def must_update(self, encoded: str) -> bool:
         """Whether it was made with another pepper than the active one, or with other parameters."""
@@ -52,6 +57,14 @@ class PepperedArgon2(Argon2PasswordHasher):
         """The pepper's id, and the encoded form without it as Django's hasher reads it."""
         algorithm, pepper, rest = encoded.split("$", 2)
         return pepper, f"{algorithm}${rest}"
+
+
+@functools.cache
+def _cores() -> ThreadPoolExecutor:
+    """The threads that hash, one for each core: more at a time would only take each other's cache, and each keeps
+    the 19 MiB that it hashes in, for glibc has an arena for each thread.
+    """
+    return ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="argon2")
 
 
 def _peppers() -> Keyring:
