@@ -25,24 +25,24 @@ class Answer:
         return "; ".join(f"{name.decode()}={value.decode()}" for name, value in _COOKIE.findall(self.head))
 
 
-def post_json(path: str, body: Mapping[str, str]) -> bytes:
-    return _request("POST", path, json.dumps(body).encode(), "application/json")
+def post_json(path: str, body: Mapping[str, str], **headers: str) -> bytes:
+    return _request("POST", path, json.dumps(body).encode(), content_type="application/json", **headers)
 
 
-def post_form(path: str, body: Mapping[str, str], cookies: str) -> bytes:
-    return _request("POST", path, urlencode(body).encode(), "application/x-www-form-urlencoded", cookies)
+def post_form(path: str, body: Mapping[str, str], **headers: str) -> bytes:
+    kind = "application/x-www-form-urlencoded"
+    return _request("POST", path, urlencode(body).encode(), content_type=kind, **headers)
 
 
 def get(path: str) -> bytes:
     return _request("GET", path)
 
 
-def _request(method: str, path: str, body: bytes = b"", kind: str = "", cookies: str = "") -> bytes:
+def _request(method: str, path: str, body: bytes = b"", **headers: str) -> bytes:
     lines = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1", "Connection: close"]
-    if kind:
-        lines += [f"Content-Type: {kind}", f"Content-Length: {len(body)}"]
-    if cookies:
-        lines.append(f"Cookie: {cookies}")
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items() if value]
+    if method == "POST":
+        lines.append(f"Content-Length: {len(body)}")
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 

@@ -1,5 +1,6 @@
 """What the kernel says of a process and all that it started: processor time and memory."""
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,17 @@ class Tree:
     def seconds(self) -> float:
         """Processor time, user and system, of all of them, and of those that have ended and were waited for."""
         return sum(self._ticks(pid) for pid in self.pids()) * _TICK
+
+    def running(self) -> float:
+        """Seconds that their threads which are alive have run, to the nanosecond (proc's schedstat): for differences
+        over a moment in which none of them ends.
+        """
+        total = 0
+        for pid in self.pids():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                for task in Path(f"/proc/{pid}/task").iterdir():
+                    total += int((task / "schedstat").read_text().split()[0])
+        return total / 1e9
 
     def memory(self) -> Memory:
         """Of all of them together. Needs the right to look at them (root, or `debuggable`)."""

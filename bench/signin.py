@@ -142,7 +142,7 @@ async def _by_page(port: int, code: str) -> tuple[bool, float]:
     if found is None:
         return False, page.seconds
     form = {"csrfmiddlewaretoken": found[1].decode(), "username": code, "password": PASSWORD}
-    answer = await _http.ask(port, _http.post_form("/login/", form, page.cookies))
+    answer = await _http.ask(port, _http.post_form("/login/", form, cookie=page.cookies))
     into = answer.status == 302 and b"caplai_session" in answer.head
     return into, page.seconds + answer.seconds
 

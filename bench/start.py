@@ -1,14 +1,12 @@
-"""`caplai up`, warm: from the command to the web port answering /readyz and the engine being ready, within five seconds.
+"""`caplai up`, warm: seconds until the web port answers /readyz and the engine is ready; five at most.
 
 The data folder exists and its tables are up to date; the embedded server is started, too. Five times.
 """
 
 import argparse
-import contextlib
 import json
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 from statistics import median
@@ -73,7 +71,8 @@ def _start(folder: Path) -> tuple[float, float]:
 
 
 def _is_ready(port: int) -> bool:
-    with contextlib.suppress(OSError, urllib.error.URLError):
+    try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2) as answer:
             return answer.status == 200
-    return False
+    except OSError:  # and what urllib makes of it
+        return False
