@@ -95,10 +95,10 @@ class Phones:
 
     def _text(self, count: int) -> None:
         code = f"{self._draw.randrange(self._citizens):010}"
-        phone, words = phone_of(code), f"BH MK {code} lan {count % 100_000}"
+        phone, words = phone_of(code), f"BH MK {code} lan {count % 10_000}"
         kind = self._draw.random()
         if kind < 0.05:
-            words = f"BH MK {code[1:]} lan {count % 100_000}"
+            words = f"BH MK {code[1:]} lan {count % 10_000}"
         elif kind < 0.08:
             phone = f"8491{count:07}"
         text = Text(phone, words, self._simulator.smsc.send_mo(phone, "8079", words))

@@ -57,7 +57,7 @@ class Engine:
         self.name = self.presence.name
         # Two threads more than deciders: accepting must not wait for deciding.
         self.database = DatabaseThreads(
-            config.engine_workers + len(config.links) + len(config.aggregators) + 2
+            config.engine_workers + len(config.links) + len(config.aggregators) + 2, by_key=True
         )
         self.leases = Leases()
         # A thread of its own: a run takes as long as there is something to remove.

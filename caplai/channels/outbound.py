@@ -7,6 +7,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 import psycopg
 
@@ -83,6 +84,7 @@ class Outbound:
         self._keyring = keyring
         self._engine = engine
         self._sender = sender
+        self._sender_address = lru_cache(256)(link.sender_address)
         self._store_is = store_is
         self._stopping = False
         self._due = asyncio.Event()
@@ -198,9 +200,10 @@ class Outbound:
                     self._claiming = False
                 connection = self._sender()  # we may have hung meanwhile, and somebody else holds the link
             waited = time.monotonic() - began
+            ring = self._ring() if claimed else None
             for due in claimed:
                 due.age += waited
-                self._submit(connection, due)
+                self._submit(connection, due, ring)
             if connection:
                 connection.flush()
                 self._seen.submitted(claimed, time.monotonic() - began)
@@ -236,7 +239,14 @@ class Outbound:
             return min(1, allowed) if now >= max(self._quiet_until, self._asked_until) else 0
         return allowed
 
-    def _submit(self, connection: Connection | None, due: Due) -> None:
+    def _ring(self) -> Keyring | None:
+        """The issuing keys as they are now; None where the keyring cannot be read."""
+        try:
+            return self._keyring()
+        except KeyringError:
+            return None
+
+    def _submit(self, connection: Connection | None, due: Due, ring: Keyring | None) -> None:
         # Another engine, which took the link from us and lost it, may have made it due again. Its answer is still
         # to come, or to be written, and settles this claim too; or it is written, and we shall know in a moment.
         if due.id in self._held:
@@ -257,10 +267,8 @@ class Outbound:
             self._settle(postpone(due, 0.0))
             return
         try:
-            words = compose(due, self._keyring())
+            words = compose(due, ring)
             pdus = None if words is None else self._submits(due, words)
-        except KeyringError:
-            pdus = None
         except Exception:  # a row that can never be sent must not take the others with it
             log.exception("link %s: message %d cannot be sent", self._link.name, due.id)
             self._settle(settle(due, Verdict.NEVER, datetime.now(UTC)))
@@ -312,7 +320,7 @@ class Outbound:
         link = self._link
         coding, _ = text.encode(words, default=link.default_alphabet)
         payloads = text.split(words, due.id, default=link.default_alphabet)
-        ton, npi, sender = link.sender_address(due.sender)
+        ton, npi, sender = self._sender_address(due.sender)
         return [
             ShortMessage(
                 Command.SUBMIT_SM,

@@ -18,6 +18,7 @@ import hmac
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import MappingProxyType
 from uuid import UUID
 
@@ -36,6 +37,7 @@ either. One case, so that it may be typed in the other.
 
 _MARGIN_BITS = 128
 _BLOCK_BITS = 256  # of HMAC-SHA-256
+_FIRST_BLOCK = (1).to_bytes(4, "big")
 _LEAST_KEY_BYTES = 32  # as long as the hash, RFC 2104, 3
 
 
@@ -60,10 +62,15 @@ class Inputs:
             raise ValueError("the account is empty")
         if not 6 <= self.length <= 32:
             raise ValueError(f"a password of {self.length} characters: use 6 to 32")
-        if len(self.alphabet) < 10 or len(set(self.alphabet)) != len(self.alphabet):
-            raise ValueError("the alphabet must have at least ten characters, each once")
-        if not self.alphabet.isprintable() or " " in self.alphabet:
-            raise ValueError("the alphabet must have no spaces or invisible characters")
+        _check_alphabet(self.alphabet)
+
+
+@lru_cache(64)
+def _check_alphabet(alphabet: str) -> None:
+    if len(alphabet) < 10 or len(set(alphabet)) != len(alphabet):
+        raise ValueError("the alphabet must have at least ten characters, each once")
+    if not alphabet.isprintable() or " " in alphabet:
+        raise ValueError("the alphabet must have no spaces or invisible characters")
 
 
 def new_case_id() -> UUID:
@@ -84,19 +91,21 @@ def guessable(length: int, alphabet: str) -> bool:
 def derive(key: bytes, inputs: Inputs) -> str:
     """The password of a case. `key` has at least 32 bytes, else ValueError."""
     _check_key(key)
-    message = bytes([inputs.version]) + b"".join(
-        len(part).to_bytes(2, "big") + part
-        for part in (
-            inputs.case_id.bytes,
-            inputs.account.encode(),
-            bytes([inputs.length]),
-            inputs.alphabet.encode(),
-        )
+    account, alphabet = inputs.account.encode(), inputs.alphabet.encode()
+    message = (
+        bytes((inputs.version, 0, 16))
+        + inputs.case_id.bytes
+        + len(account).to_bytes(2, "big")
+        + account
+        + bytes((0, 1, inputs.length))
+        + len(alphabet).to_bytes(2, "big")
+        + alphabet
     )
     base = len(inputs.alphabet)
     bits = (base**inputs.length).bit_length() + _MARGIN_BITS
-    blocks = range(1, -(-bits // _BLOCK_BITS) + 1)
-    seed = b"".join(hmac.digest(key, block.to_bytes(4, "big") + message, "sha256") for block in blocks)
+    seed = hmac.digest(key, _FIRST_BLOCK + message, "sha256")
+    for block in range(2, -(-bits // _BLOCK_BITS) + 1):
+        seed += hmac.digest(key, block.to_bytes(4, "big") + message, "sha256")
     number = int.from_bytes(seed, "big")
     characters = []
     for _ in range(inputs.length):

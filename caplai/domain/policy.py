@@ -39,6 +39,8 @@ class Limit:
     def free_at(self, times: Sequence[datetime], now: datetime, factor: int = 1) -> datetime | None:
         """When one more is allowed, or None if it is allowed now. `times` are in rising order."""
         count = self.count * factor
+        if len(times) < count:
+            return None
         recent = [time for time in times if time > now - self.window]
         return recent[-count] + self.window if len(recent) >= count else None
 
@@ -118,6 +120,8 @@ def _joins(facts: Facts, limits: Limits, now: datetime) -> Decision | None:
 
 
 def _over_limit(facts: Facts, limits: Limits, now: datetime) -> Decision | None:
+    if not facts.account_cases and not facts.phone_cases:
+        return None
     waits = [limit.free_at(facts.account_cases, now) for limit in limits.account]
     waits += [limit.free_at(facts.phone_cases, now, max(1, facts.phone_accounts)) for limit in limits.phone]
     until = max((wait for wait in waits if wait is not None), default=None)

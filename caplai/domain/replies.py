@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta, timezone
+from functools import lru_cache
 
 SEGMENT_SEPTETS = 160
 """One SMS in the GSM 7-bit default alphabet (3GPP TS 23.040, 9.2.3.16)."""
@@ -24,7 +25,6 @@ _GSM7 = frozenset(
 _GSM7_EXTENSION = frozenset("\f^{}\\[~]|€")
 
 _CONFIGURED = ("keyword", "command", "short_code", "portal")
-_PERSONAL = ("code", "password", "until")
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 
 # Which personal placeholders a text may have, and whether it is of use without.
@@ -96,11 +96,20 @@ def fill(
     never later than it is. A time from which something holds is passed through `whole_minute` first.
     """
     values = {"code": code, "password": password, "until": None if until is None else _local(until)}
-    given = {name: value for name, value in values.items() if value is not None}
-    for name in _PERSONAL:
-        if f"{{{name}}}" in wording and name not in given:
+    pieces = list(_pieces(wording))
+    for at in range(1, len(pieces), 2):
+        name = pieces[at]
+        value = values.get(name, f"{{{name}}}")  # any other name is no placeholder here
+        if value is None:
             raise ValueError(f"the reply needs {{{name}}}, which was not given")
-    return _replace(wording, given)
+        pieces[at] = value
+    return "".join(pieces)
+
+
+@lru_cache(1024)
+def _pieces(wording: str) -> list[str]:
+    """What stands between the placeholders, and at each odd place the name in one."""
+    return _PLACEHOLDER.split(wording)
 
 
 def whole_minute(moment: datetime) -> datetime:
@@ -116,6 +125,7 @@ def septets(text: str) -> int | None:
     return len(text) + sum(char in _GSM7_EXTENSION for char in text)
 
 
+@lru_cache(4096)  # cases end at whole minutes: many in the same
 def _local(moment: datetime) -> str:
     if moment.utcoffset() is None:
         raise ValueError("the time in a reply must be aware of its zone")

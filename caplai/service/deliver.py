@@ -31,14 +31,14 @@ class Verdict(Enum):
     NEVER = "never"
 
 
-def compose(due: Due, keyring: Keyring) -> str | None:
-    """The text of an outbox row, or None when this host lacks the key of its case."""
+def compose(due: Due, keyring: Keyring | None) -> str | None:
+    """The text of an outbox row, or None when this host lacks the key of its case (or all keys)."""
     if due.case_id is None:
         return fill(due.wording, until=due.until)
     if due.key is None:
         raise LookupError("a reply's case is gone")
     assert due.version and due.length and due.alphabet and due.account
-    key = keyring.get(due.key)
+    key = keyring.get(due.key) if keyring else None
     if key is None:
         return None
     password = derive(key, Inputs(due.version, due.case_id, due.account, due.length, due.alphabet))

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import psycopg
 
-from caplai.store.db import named_lock
+from caplai.store.db import array, named_lock
 
 _ACCOUNT, _PHONE, _NETWORK = 1, 2, 3
 
@@ -35,4 +35,6 @@ def take(conn: psycopg.Connection | psycopg.Cursor, keys: Iterable[int]) -> None
     """Wait for these locks, in the one order that everybody keeps, and hold them until the transaction ends."""
     wanted = sorted(set(keys))
     if wanted:
-        conn.execute("select count(pg_advisory_xact_lock(key)) from unnest(%s::bigint[]) as key", [wanted])
+        conn.execute(
+            "select count(pg_advisory_xact_lock(key)) from unnest(%s::bigint[]) as key", [array(wanted)]
+        )

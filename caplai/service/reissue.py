@@ -22,7 +22,7 @@ from caplai.domain.policy import ERRORS, GRANTED, SILENT, Decision, Facts, Limit
 from caplai.domain.replies import whole_minute
 from caplai.service import keys, locks
 from caplai.store import queues
-from caplai.store.db import is_at_fault_itself
+from caplai.store.db import array, is_at_fault_itself
 from caplai.store.keyring import KeyringError
 from caplai.watch import metrics, tracing, trail
 
@@ -281,17 +281,19 @@ def _gather(conn: psycopg.Connection, requests: Sequence[Request], rules: Rules)
         " (select id from key where kind = 'issuing' and state = 'active'),"
         " array(select w.id from unnest(%s::text[]) with ordinality as r (text, nth) left join wording w using (text)"
         " order by nth)",
-        [texts],
+        [array(texts)],
     ).fetchone()
     assert row is not None
     now, is_open, long, key, ids = row
     wordings = {text: id_ for text, id_ in zip(texts, ids, strict=True) if id_ is not None}
     ledger = _Ledger(now, is_open, long, key, wordings)
     since = ledger.now - _HISTORY
+    these_codes, these_phones = array(codes), array(phones)
     if codes:
         ledger.accounts = dict(
             conn.execute(
-                "select code, phone from account where code = any(%s::text[]) and state = 'approved'", [codes]
+                "select code, phone from account where code = any(%s::text[]) and state = 'approved'",
+                [these_codes],
             ).fetchall()
         )
         ledger.guessed = {
@@ -299,14 +301,14 @@ def _gather(conn: psycopg.Connection, requests: Sequence[Request], rules: Rules)
             for (account,) in conn.execute(
                 "select account from guess where account = any(%s::text[]) and device is null and not cleared"
                 " and at > %s group by account having count(*) >= %s",
-                [codes, ledger.now - rules.guess_window, rules.guesses],
+                [these_codes, ledger.now - rules.guess_window, rules.guesses],
             ).fetchall()
         }
         for account, id_, phone, opened_at, expires_at, ended_at, texts, length, alphabet in conn.execute(
             "select account, id, phone, opened_at, expires_at, ended_at, texts, length, alphabet"
             " from reissue_case where account = any(%s::text[]) and (opened_at > %s or ended_at is null)"
             " order by opened_at",
-            [codes, since],
+            [these_codes, since],
         ).fetchall():
             ledger.account_cases.setdefault(account, []).append(opened_at)
             if ended_at is None:
@@ -319,12 +321,13 @@ def _gather(conn: psycopg.Connection, requests: Sequence[Request], rules: Rules)
         for phone, opened_at in conn.execute(
             "select phone, opened_at from reissue_case where phone = any(%s::text[]) and opened_at > %s"
             " order by opened_at",
-            [phones, since],
+            [these_phones, since],
         ).fetchall():
             ledger.phone_cases.setdefault(phone, []).append(opened_at)
         ledger.phone_accounts = dict(
             conn.execute(
-                "select phone, count(*) from account where phone = any(%s::text[]) group by phone", [phones]
+                "select phone, count(*) from account where phone = any(%s::text[]) group by phone",
+                [these_phones],
             ).fetchall()
         )
     sources = sorted({request.source for request in requests})
@@ -332,7 +335,7 @@ def _gather(conn: psycopg.Connection, requests: Sequence[Request], rules: Rules)
         "select source, decided_at from inbox where source = any(%s::text[]) and received_at > %s"
         " and outcome = any(%s::text[]) and decided_at > %s order by decided_at",
         [
-            sources,
+            array(sources),
             ledger.now - timedelta(days=1),
             [str(outcome) for outcome in ERRORS],
             ledger.now - rules.limits.errors.window,
@@ -355,7 +358,7 @@ def _write(
             "update reissue_case c set ended_at = least(c.expires_at, %s),"
             " ended_as = case when c.expires_at <= %s then 'expired' else 'guessed_out' end"
             " from unnest(%s::text[], %s::uuid[]) as e (account, id) where c.account = e.account and c.id = e.id",
-            [ledger.now, ledger.now, *_columns([(case.account, case.id) for case in ledger.replaced], 2)],
+            [ledger.now, ledger.now, *_columns([(case.account, case.id) for case in ledger.replaced])],
         )
     if ledger.opened:
         _open_cases(conn, ledger, requests, cases, rules)
@@ -364,7 +367,7 @@ def _write(
         conn.execute(
             "update reissue_case c set texts = j.texts from unnest(%s::text[], %s::uuid[], %s::smallint[])"
             " as j (account, id, texts) where c.account = j.account and c.id = j.id",
-            _columns([(case.account, case.id, case.living.texts) for case in joined.values()], 3),
+            _columns([(case.account, case.id, case.living.texts) for case in joined.values()]),
         )
     _write_replies(conn, ledger, requests, decisions, cases, rules)
     decided = [
@@ -376,7 +379,7 @@ def _write(
         conn.execute(
             "update inbox i set outcome = d.outcome, case_id = d.id, decided_at = clock_timestamp()"
             " from unnest(%s::bigint[], %s::text[], %s::uuid[]) as d (inbox, outcome, id) where i.id = d.inbox",
-            _columns(decided, 3),
+            _columns(decided),
         )
 
 
@@ -415,7 +418,7 @@ def _open_cases(
         "insert into reissue_case (account, id, phone, channel, key, version, length, alphabet, texts,"
         " opened_at, expires_at) select * from unnest(%s::text[], %s::uuid[], %s::text[], %s::text[], %s::text[],"
         " %s::smallint[], %s::smallint[], %s::text[], %s::smallint[], %s::timestamptz[], %s::timestamptz[])",
-        _columns(rows, 11),
+        _columns(rows),
     )
 
 
@@ -462,12 +465,12 @@ def _write_replies(
         " from unnest(%s::bigint[], %s::text[], %s::int[], %s::text[], %s::uuid[], %s::timestamptz[], %s::text[],"
         " %s::text[], %s::text[], %s::smallint[], %s::smallint[], %s::text[])"
         " as r (inbox_id, kind, wording, account, case_id, until, link, sender, destination, ton, npi, answer)",
-        _columns(rows, 12),
+        _columns(rows),
     )
     if any(row[-1] is None for row in rows):
         conn.execute(f"notify {queues.OUTBOX_CHANNEL}")
 
 
-def _columns(rows: Sequence[tuple[Any, ...]], width: int) -> list[list[Any]]:
-    """Rows as the columns that unnest() takes."""
-    return [[row[i] for row in rows] for i in range(width)]
+def _columns(rows: Sequence[tuple[Any, ...]]) -> list[str]:
+    """Rows, at least one, as the columns that unnest() takes."""
+    return [array(column) for column in zip(*rows, strict=True)]

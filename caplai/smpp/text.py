@@ -50,6 +50,11 @@ _GSM_ENCODED: Final[dict[int, int | bytes]] = {
     **{ord(char): octet for octet, char in enumerate(_GSM_BASIC) if octet != _ESCAPE},
     **{ord(char): bytes([_ESCAPE, octet]) for octet, char in _GSM_EXTENSION.items()},
 }
+_NO_GSM: Final = 0xFF
+_GSM_OF_ASCII: Final = bytes(
+    octet if isinstance(octet := _GSM_ENCODED.get(char), int) else _NO_GSM for char in range(256)
+)
+"""For a text of ASCII alone, as nearly all are; a character that costs two octets is left to the general way."""
 _GSM_CHARS: Final = frozenset(map(chr, _GSM_ENCODED))
 _GSM_PAIRS: Final = frozenset(_GSM_EXTENSION.values())
 
@@ -165,6 +170,8 @@ def septets(text: str) -> int:
 def _encode_default(text: str, default: Alphabet) -> bytes | None:
     try:
         if default == "gsm0338":
+            if text.isascii() and _NO_GSM not in (data := text.encode("ascii").translate(_GSM_OF_ASCII)):
+                return data
             return codecs.charmap_encode(text, "strict", _GSM_ENCODED)[0]
         return text.encode(default)
     except UnicodeEncodeError:
@@ -234,6 +241,8 @@ def split(text: str, reference: int, *, default: Alphabet = "gsm0338") -> list[b
     No escape pair and no surrogate pair is cut in two. ValueError past 255 parts.
     """
     data_coding, whole = encode(text, default=default)
+    if data_coding == DEFAULT_CODING and default == "gsm0338" and len(whole) <= GSM_SINGLE:
+        return [whole]  # an octet for each septet: nearly every reply
     chunks = _chunks(text, data_coding, default)
     if len(chunks) == 1:
         return [whole]

@@ -5,9 +5,13 @@ import contextlib
 import functools
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from functools import lru_cache
+from types import NoneType
 from typing import Any, LiteralString, TypeVar
+from uuid import UUID
 
 import psycopg
 from django.db import connections
@@ -67,12 +71,21 @@ def conninfo() -> str:
     return make_conninfo(**{**parts, **options})
 
 
+_BY_KEY = "-c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off -c plan_cache_mode=force_generic_plan"
+
+
 def connect(
-    *, connect_timeout: int = 10, statement_timeout: float | None = None, idle_timeout: float | None = None
+    *,
+    connect_timeout: int = 10,
+    statement_timeout: float | None = None,
+    idle_timeout: float | None = None,
+    by_key: bool = False,
 ) -> psycopg.Connection:
     """A psycopg connection in autocommit; transactions are opened where they are meant. Times in seconds.
 
-    The server ends it when nothing is asked for `idle_timeout`.
+    The server ends it when nothing is asked for `idle_timeout`. `by_key`: for batches of rows that are found by an
+    index. Planned once, and never to read a whole table because it was small when somebody last looked: a queue's
+    table grows by millions between two looks of autovacuum.
     """
     parts: dict[str, Any] = {
         **conninfo_to_dict(conninfo()),
@@ -86,6 +99,8 @@ def connect(
     }.items():
         if seconds is not None:  # what the operator's URL sets goes on holding
             parts["options"] = f"{parts.get('options') or ''} -c {name}={int(seconds * 1000)}".strip()
+    if by_key:
+        parts["options"] = f"{_BY_KEY} {parts.get('options') or ''}".strip()
     return psycopg.connect(make_conninfo(**parts), autocommit=True)
 
 
@@ -139,6 +154,38 @@ def _cursor() -> psycopg.Cursor[Any]:
     return psycopg.Cursor(conn)
 
 
+def array(values: Iterable[object]) -> str:
+    """A column of values as PostgreSQL reads an array; the statement casts it (`%s::text[]`).
+
+    Three times as fast as psycopg's own way, which looks at each value for itself. Text, numbers, booleans, octets,
+    times, UUIDs and None.
+    """
+    column = list(values)
+    if not column:
+        return "{}"
+    try:
+        joined = '","'.join(column)  # type: ignore[arg-type]
+    except TypeError:
+        return "{" + ",".join([_ELEMENT.get(type(value), _element)(value) for value in column]) + "}"
+    if "\\" in joined or joined.count('"') > 2 * len(column) - 2:
+        joined = '","'.join([str(value).replace("\\", r"\\").replace('"', r"\"") for value in column])
+    return '{"' + joined + '"}'
+
+
+def _element(value: object) -> str:
+    escaped = str(value).replace("\\", r"\\").replace('"', r"\"")
+    return f'"{escaped}"'
+
+
+_ELEMENT: dict[type, Callable[[Any], str]] = {
+    NoneType: lambda value: "NULL",
+    int: str,
+    UUID: lambda value: value.hex,
+    datetime: lru_cache(4096)(lambda value: f'"{value.isoformat()}"'),  # batches have few different ones
+    bytes: lambda value: rf'"\\x{value.hex()}"',
+}
+
+
 def named_lock(kind: int, name: str) -> int:
     """The key of an advisory lock: a kind of its own (1 to 127) and a hash of the name.
 
@@ -162,8 +209,8 @@ class DatabaseThreads:
     """Worker threads, each with a psycopg connection of its own, for an asyncio loop that must not wait.
 
     A connection that broke is made anew at the next call. Connecting waits `connect_timeout` seconds at
-    most, a statement `statement_timeout`, so that a call fails before a carrier's patience ends. The server ends
-    a connection of which nothing is asked for `idle_timeout`.
+    most, a statement `statement_timeout`, so that a call fails before a carrier's patience ends. `idle_timeout` and
+    `by_key` as for connect().
     """
 
     def __init__(
@@ -173,6 +220,7 @@ class DatabaseThreads:
         connect_timeout: int = 2,
         statement_timeout: float = 3.0,
         idle_timeout: float | None = None,
+        by_key: bool = False,
     ) -> None:
         self._pool = ThreadPoolExecutor(size, thread_name_prefix="db")
         self._local = threading.local()
@@ -182,6 +230,7 @@ class DatabaseThreads:
             connect_timeout=connect_timeout,
             statement_timeout=statement_timeout,
             idle_timeout=idle_timeout,
+            by_key=by_key,
         )
 
     async def run(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:

@@ -12,13 +12,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import IntEnum
+from itertools import starmap
+from operator import attrgetter
 from typing import Any, NamedTuple
 from uuid import UUID
 
 import psycopg
-from psycopg.rows import class_row
+from psycopg.rows import args_row
 
-from caplai.store.db import named_lock
+from caplai.store.db import array, named_lock
 
 _ACCEPT, _RECEIPTS = 5, 7  # kinds of locks, see named_lock
 REDELIVERY = timedelta(seconds=60)
@@ -56,7 +58,7 @@ class Arrival:
 
 @dataclass(slots=True, repr=False)
 class Waiting:
-    """A claimed inbox row."""
+    """A claimed inbox row: its fields in the order of _WAITING."""
 
     id: int
     received_at: datetime
@@ -83,7 +85,9 @@ class Accepted(NamedTuple):
 
 @dataclass(slots=True, repr=False)
 class Due:
-    """A claimed outbox row, with its wording and the frozen inputs of its case's password (if it has one)."""
+    """A claimed outbox row, with its wording and the frozen inputs of its case's password (if it has one): its
+    fields in the order of _DUE.
+    """
 
     id: int
     inbox_id: int | None
@@ -262,8 +266,7 @@ def _columns(
     names: Iterable[str],
     waited: float = 0.0,
 ) -> dict[str, Any]:
-    columns: dict[str, Any] = {name: [getattr(arrival, name) for arrival in arrivals] for name in names}
-    columns["suspect"] = [int(suspect) for suspect in columns["suspect"]]
+    columns: dict[str, Any] = {name: array(map(attrgetter(name), arrivals)) for name in names}
     return {**columns, "link": link, "session": session, "redelivery": REDELIVERY, "waited": waited}
 
 
@@ -299,7 +302,7 @@ def accept_request(
     the message comes back as it was stored, whatever `arrival` says. Needs a transaction.
     """
     values = {**_columns(link, None, [arrival], _TEXT_COLUMNS), "request": request_id}
-    with conn.cursor(row_factory=class_row(Waiting)) as cursor:
+    with conn.cursor(row_factory=args_row(Waiting)) as cursor:
         stored = cursor.execute(_INSERT_REQUEST, values).fetchone()
     if stored is not None:
         return stored, True
@@ -322,7 +325,7 @@ returning {_WAITING}
 
 def find_request(conn: psycopg.Connection, link: str, request_id: str) -> Waiting | None:
     """The message that a request of `link` brought before."""
-    with conn.cursor(row_factory=class_row(Waiting)) as cursor:
+    with conn.cursor(row_factory=args_row(Waiting)) as cursor:
         return cursor.execute(
             f"select {_WAITING} from inbox where link = %s and request_id = %s",  # noqa: S608
             [link, request_id],
@@ -389,12 +392,12 @@ def claim_inbox(conn: psycopg.Connection, count: int, after: int = 0) -> list[Wa
     """Up to `count` undecided messages in the order of arrival, after the id `after`, locked until the
     transaction ends.
     """
-    with conn.cursor(row_factory=class_row(Waiting)) as cursor:
-        return cursor.execute(
-            f"select {_WAITING} from inbox"  # noqa: S608
-            " where outcome is null and error is null and id > %s order by id limit %s for update skip locked",
-            [after, count],
-        ).fetchall()
+    rows = conn.execute(
+        f"select {_WAITING} from inbox"  # noqa: S608
+        " where outcome is null and error is null and id > %s order by id limit %s for update skip locked",
+        [after, count],
+    ).fetchall()
+    return list(starmap(Waiting, rows))
 
 
 def list_parked(conn: psycopg.Connection) -> list[tuple[int, datetime, str]]:
@@ -447,10 +450,8 @@ order by o.id
 
 def claim_outbox(conn: psycopg.Connection, link: str, engine: str, count: int, lease: timedelta) -> list[Due]:
     """Up to `count` messages due on `link`, ours for `lease`; after it they are due again."""
-    with conn.cursor(row_factory=class_row(Due)) as cursor:
-        return cursor.execute(
-            _CLAIM_OUTBOX, {"link": link, "engine": engine, "count": count, "lease": lease}
-        ).fetchall()
+    claim = {"link": link, "engine": engine, "count": count, "lease": lease}
+    return list(starmap(Due, conn.execute(_CLAIM_OUTBOX, claim).fetchall()))
 
 
 def answer_name(inbox_id: int) -> str:
@@ -460,7 +461,7 @@ def answer_name(inbox_id: int) -> str:
 
 def find_answer(conn: psycopg.Connection, link: str, inbox_id: int) -> Due | None:
     """The reply that answered a request of `link` in its body; None where there was silence."""
-    with conn.cursor(row_factory=class_row(Due)) as cursor:
+    with conn.cursor(row_factory=args_row(Due)) as cursor:
         return cursor.execute(
             _DUE.format(rows="outbox") + " where o.link = %s and o.message_id = %s",
             [link, answer_name(inbox_id)],
@@ -498,7 +499,7 @@ update outbox set receipt = early.state from early where outbox.id = early.id
 def settle_outbox(conn: psycopg.Connection, engine: str, settled: Sequence[Settled]) -> None:
     """Write what became of rows that `engine` had claimed; rows that others hold by now stay as they are."""
     names = ("id", "state", "status", "message_id", "again_in", "tried")
-    columns = {name: [getattr(row, name) for row in settled] for name in names}
+    columns = {name: array(map(attrgetter(name), settled)) for name in names}
     named = [row.id for row in settled if row.message_id is not None]
     with conn.transaction():
         if named:
