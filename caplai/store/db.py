@@ -123,17 +123,22 @@ def together() -> Iterator[psycopg.Cursor[Any]]:
     django = connections["default"]
     cursor = _cursor()
     conn = cursor.connection
-    with django.wrap_database_errors, conn.pipeline():
+    with django.wrap_database_errors:
         if django.in_atomic_block:
-            yield cursor
+            with conn.pipeline():
+                yield cursor
             return
         edges = psycopg.Cursor(conn)
-        edges.execute("begin", prepare=False)
         try:
-            yield cursor
-            edges.execute("commit", prepare=False)
-        except BaseException:
-            conn.rollback()
+            with conn.pipeline():
+                edges.execute("begin", prepare=False)
+                yield cursor
+                edges.execute("commit", prepare=False)
+        except (
+            BaseException
+        ):  # also of what was waited for last, and then nothing after it was done, nor the commit
+            with contextlib.suppress(psycopg.Error):  # a connection that is gone has rolled back
+                conn.rollback()
             raise
 
 

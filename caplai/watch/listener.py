@@ -58,14 +58,12 @@ class Listener:
             self._server.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(
-            OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError
-        ):
+        gone = (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError)
+        with contextlib.closing(writer), contextlib.suppress(*gone):
             async with asyncio.timeout(_PATIENCE):
                 head = await reader.readuntil(b"\r\n\r\n")
                 writer.write(await self._page(head.partition(b"\r\n")[0].decode("latin-1")))
                 await writer.drain()
-        writer.close()
 
     async def _page(self, line: str) -> bytes:
         """The answer to a request with this first line."""
