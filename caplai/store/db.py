@@ -132,11 +132,14 @@ def together() -> Iterator[psycopg.Cursor[Any]]:
         try:
             with conn.pipeline():
                 edges.execute("begin", prepare=False)
-                yield cursor
+                try:
+                    yield cursor
+                except BaseException:
+                    conn.rollback()
+                    raise
                 edges.execute("commit", prepare=False)
-        except (
-            BaseException
-        ):  # also of what was waited for last, and then nothing after it was done, nor the commit
+        except BaseException:
+            # What nobody waited for may have failed, and then nothing after it was done, nor the commit.
             with contextlib.suppress(psycopg.Error):  # a connection that is gone has rolled back
                 conn.rollback()
             raise
