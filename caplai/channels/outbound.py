@@ -177,22 +177,25 @@ class Outbound:
 
     def _submit_handed(self, connection: Connection | None) -> None:
         """Submit what was handed over as the window and TPS allow."""
+        if not self._handed:
+            return
         handed, ring, now = self._handed, self._ring(), time.monotonic()
-        dues = []
+        dues, since = [], now
         while handed:
-            due, since = handed[0]
-            if connection and now - since < HANDED_FOR and not (connection.session.free and self._allowed()):
+            due, at = handed[0]
+            if connection and now - at < HANDED_FOR and not (connection.session.free and self._allowed()):
                 break
             handed.popleft()
-            if connection is None or now - since >= HANDED_FOR:
+            if connection is None or now - at >= HANDED_FOR:
                 self._give_back([due])
                 continue
-            due.age += now - since
+            due.age += now - at
+            since = min(since, at)
             dues.append(due)
             self._submit(connection, due, ring)
         if connection and dues:
             connection.flush()
-            self._seen.submitted(dues, 0.0)
+            self._seen.submitted(dues, time.monotonic() - since)
 
     def _give_back(self, dues: Iterable[Due]) -> None:
         """They are due, for whoever claims them."""
@@ -272,8 +275,7 @@ class Outbound:
         while not self._stopping or self._begun:
             connection = self._sender()
             self._go_on(connection)
-            if self._handed:
-                self._submit_handed(connection)
+            self._submit_handed(connection)
             room = 0
             if connection and not self._stopping:
                 room = min(connection.session.free, self._allowed())

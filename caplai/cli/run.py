@@ -1,6 +1,7 @@
 """`caplai` demo, up, engine, web, migrate: what runs."""
 
 import contextlib
+import gc
 import sys
 from typing import Any
 
@@ -109,6 +110,8 @@ def web(quiet: bool) -> None:
         if not quiet:
             click.echo(f"web: {processes.url(config.address, port)}")
         connection.close()  # the worker is a fork of us, and a connection is for one process
+        gc.collect()
+        gc.freeze()  # nor does a collector write to what the two share, which would be copied
         Granian(
             "caplai.wsgi:application",
             address=config.address,

@@ -10,13 +10,16 @@ renewed to our own at its first success. Such a hash may cost ten times ours, so
 told from the others by the time. Therefore, as long as there are any, every wrong password costs one of ours and one
 of those, whoever's name was given: the account's own, or that of another account (a decoy), which is the same for a
 name each time.
+
+Beside its hash a sign-in is to cost next to nothing, so what every one of them needs is SQL that the server has
+prepared, in five round trips; the ORM serves the rest.
 """
 
 import hashlib
 import hmac
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
@@ -24,6 +27,7 @@ from functools import cache
 from typing import Any
 from uuid import UUID
 
+import psycopg
 from django.contrib.auth.hashers import (
     UNUSABLE_PASSWORD_PREFIX,
     identify_hasher,
@@ -37,6 +41,7 @@ from django.db.models.functions import Now
 from caplai.domain.grammar import CODE_LENGTH
 from caplai.domain.issuing import Inputs, Keyring, guessable, matches
 from caplai.service import locks
+from caplai.store import db
 from caplai.store.models import Account, Case, Device, Event, Guess, Login, TakenOverPassword, new_stamp
 
 log = logging.getLogger(__name__)
@@ -131,6 +136,9 @@ class _Facts:
     """Failures of the whole site within the last minute, counted up to the limit."""
     failures: Sequence[datetime]
     """The network's latest in its window, newest first."""
+    login: tuple[Any, ...]
+    account: tuple[Any, ...]
+    """Their rows, as _LOGIN and _ACCOUNT name the columns."""
 
     @property
     def usable(self) -> bool:
@@ -138,7 +146,9 @@ class _Facts:
         return self.active and (self.approved if self.code else self.login_id is not None)
 
 
-_GATHER = """
+_LOGIN = [field.attname for field in Login._meta.concrete_fields]
+_ACCOUNT = [field.attname for field in Account._meta.concrete_fields]
+_GATHER = f"""
 select t.now, a.code, coalesce(a.state = 'approved', false), l.id, l.password,
        (select hash from taken_over_password o where o.code = a.code),
        coalesce((select hash from taken_over_password o where o.code >= %(somebody)s order by o.code limit 1),
@@ -149,13 +159,27 @@ select t.now, a.code, coalesce(a.state = 'approved', false), l.id, l.password,
            and g.at > t.now - %(guess_window)s and g.device is not distinct from d.id),
        (select count(*) from (select from guess g where g.at > t.now - %(minute)s limit %(site)s) x),
        array(select g.at from guess g where g.network = %(network)s and g.at > t.now - %(network_window)s
-           order by g.at desc limit %(network_failures)s)
+           order by g.at desc limit %(network_failures)s),
+       {", ".join(f"l.{name}" for name in _LOGIN)}, {", ".join(f"a.{name}" for name in _ACCOUNT)}
 from (select clock_timestamp() as now) t
 left join account a on a.code = %(name)s
 left join login l on l.username = %(name)s
 left join reissue_case c on c.account = a.code and c.ended_at is null and c.expires_at > t.now
 left join device d on d.login_id = l.id and d.token_hash = %(device)s
+"""  # noqa: S608 - names of columns
+
+
+_TAKE_BACK = """
+with same as (
+  select from login where id = %s and password = %s and is_active
+), gone as (
+  delete from guess using same where guess.id = %s returning 1
+)
+select set_config('synchronous_commit', 'off', true) from gone
 """
+"""Nobody waits for the disk: a crash of the database that forgets it costs the person a guess."""
+
+_BOOK = "insert into guess (account, device, network) values (%s, %s, %s) returning id"
 
 
 def check(username: str, password: str, *, device: str | None, network: str, rules: Rules) -> Checked:
@@ -167,9 +191,9 @@ def check(username: str, password: str, *, device: str | None, network: str, rul
     """
     if rules.lacks_keys:  # for all alike: else a stranger could tell whose case or password needs the key
         return Checked(Outcome.TRY_AGAIN)
-    with transaction.atomic():
-        _lock(username, network)
-        facts = _gather(username, device, network, rules)
+    with db.together() as cursor:
+        locks.take(cursor, _keys(username, network))
+        facts = _gather(cursor, username, device, network, rules)
         if until := _throttled_until(facts, rules):
             return Checked(Outcome.THROTTLED, retry_at=until)
         # Without a usable password Django hashes something else instead: the same time for all.
@@ -178,12 +202,13 @@ def check(username: str, password: str, *, device: str | None, network: str, rul
         # All keys before the first comparison: what is compared must be counted if it is wrong.
         if not (_has_pepper(encoded, rules) and (not accepts_issued or _has_issuing(facts.key, rules))):
             return Checked(Outcome.TRY_AGAIN)
-        if accepts_issued:
-            assert facts.code and facts.case
-            inputs = Inputs(facts.version, facts.case, facts.code, facts.length, facts.alphabet)
-            if matches(rules.issuing.keys[facts.key], inputs, password):
-                return Checked(Outcome.ISSUED, _login_of(facts.code), facts.case)
-        guess = Guess.objects.create(account=facts.code, device=facts.device, network=network)
+        issued = accepts_issued and _is_issued(password, facts, rules)
+        if not issued:
+            cursor.execute(_BOOK, [facts.code, facts.device, network])
+    if issued:
+        assert facts.code
+        return Checked(Outcome.ISSUED, _login_of(facts.code), facts.case)
+    (guess,) = db.row(cursor)
     if facts.taken_over and facts.usable and not is_password_usable(encoded):
         if verify_password(password, facts.taken_over)[0]:
             return _renew(facts, guess, make_password(password))
@@ -191,15 +216,21 @@ def check(username: str, password: str, *, device: str | None, network: str, rul
         return _wrong(guess, rules)
     right, stale = verify_password(password, encoded)
     if right:
-        return _right(facts, guess, encoded, make_password(password) if stale else None)
+        login = _login(facts)
+        if stale and not _store_anew(login, password):
+            return Checked(Outcome.WRONG)
+        # It may have been replaced meanwhile.
+        taken_back = db.execute(_TAKE_BACK, [facts.login_id, login.password, guess]).fetchone()
+        return Checked(Outcome.SIGNED_IN, login) if taken_back else Checked(Outcome.WRONG)
     if facts.decoy:
         verify_password(password, facts.decoy)  # for its time alone
     return _wrong(guess, rules)
 
 
-def _wrong(guess: Guess, rules: Rules) -> Checked:
+def _wrong(guess: int, rules: Rules) -> Checked:
+    """It stays booked."""
     # Counting a site's hour takes a moment, so one in a hundred of the bound counts.
-    if guess.pk % max(1, rules.site_failures // 100) == 0:
+    if guess % max(1, rules.site_failures // 100) == 0:
         _raise_alarm(rules)
     return Checked(Outcome.WRONG)
 
@@ -254,37 +285,68 @@ def choose(login: Login, case_id: UUID, password: str, *, attempt: str, rules: R
     return Choice.CHOSEN
 
 
-def signed_in(login: Login, device: str | None) -> str | None:
+_CLOSE = """
+with held as (
+  update login set last_login = clock_timestamp() where id = %(login)s and is_active and stamp = %(stamp)s
+  returning id
+), brought as (
+  select exists (select from device where token_hash = %(brought)s) as known
+), token as (
+  select case when known then %(brought)s else %(new)s end as hash from brought
+), cleared as (
+  update guess g set cleared = true from held where g.account = %(account)s and not g.cleared
+), remembered as (
+  insert into device (login_id, token_hash, used_at) select held.id, token.hash, clock_timestamp() from held, token
+  on conflict (token_hash, login_id) do update set used_at = excluded.used_at
+), forgotten as (
+  delete from device where id in (
+    select d.id from device d, held, token where d.login_id = held.id and d.token_hash <> token.hash
+    order by d.used_at desc, d.id desc offset %(others)s)
+)
+select exists (select from held), known from brought
+"""
+
+
+def signed_in(login: Login, device: str | None, also: Callable[[], object] = lambda: None) -> str | None:
     """Close a completed sign-in: clear the account's guesses, remember the device.
 
     `device` is the token it brought, if any; returns the token to keep, of which only a hash is stored. A token
     that we gave out, to whichever login, is kept: a family's browser is known to each of its members.
+    `also` writes what belongs to the same transaction, by `db.execute`.
     None: the login was switched off, or another password chosen, since the password was checked; nobody is in.
     """
-    with transaction.atomic():
+    new = secrets.token_urlsafe(32)
+    with db.together() as cursor:
         if login.account_id is not None:
-            _lock(login.account_id)
-        if not _hold_active(login, stamp=login.stamp):
+            locks.take(cursor, _keys(login.account_id))
+        values = {
+            "login": login.pk,
+            "stamp": login.stamp,
+            "account": login.account_id,
+            "brought": _hash(device) if device is not None else None,
+            "new": _hash(new),
+            "others": _DEVICES - 1,
+        }
+        held, known = db.row(cursor.execute(_CLOSE, values))
+        if not held:
             return None
-        if login.account_id is not None:
-            Guess.objects.filter(account=login.account_id, cleared=False).update(cleared=True)
-        known = device is not None and Device.objects.filter(token_hash=_hash(device)).exists()
-        token = device if device is not None and known else secrets.token_urlsafe(32)
-        Device.objects.update_or_create(login=login, token_hash=_hash(token), defaults={"used_at": Now()})
-        kept = Device.objects.filter(login=login).order_by("-used_at", "-id").values("id")[:_DEVICES]
-        Device.objects.filter(login=login).exclude(id__in=kept).delete()
-    return token
+        also()
+    return device if known else new
 
 
-def _lock(username: str, network: str | None = None) -> None:
+def _lock(username: str) -> None:
+    connection.ensure_connection()
+    locks.take(connection.connection, _keys(username))
+
+
+def _keys(username: str, network: str | None = None) -> list[int]:
     keys = [locks.network_key(network)] if network is not None else []
     if len(username) == CODE_LENGTH and username.isascii() and username.isdigit():
         keys.append(locks.account_key(username))
-    connection.ensure_connection()
-    locks.take(connection.connection, keys)
+    return keys
 
 
-def _gather(username: str, device: str | None, network: str, rules: Rules) -> _Facts:
+def _gather(cursor: psycopg.Cursor, username: str, device: str | None, network: str, rules: Rules) -> _Facts:
     values: dict[str, Any] = {
         "name": username,
         "device": _hash(device) if device else None,
@@ -296,9 +358,18 @@ def _gather(username: str, device: str | None, network: str, rules: Rules) -> _F
         "somebody": _somebody(username, rules),
         "site": rules.site_failures_minute,
     }
-    with connection.cursor() as cursor:
-        cursor.execute(_GATHER, values)
-        return _Facts(*cursor.fetchone())
+    row = db.row(cursor.execute(_GATHER, values))
+    account = len(row) - len(_ACCOUNT)
+    login = account - len(_LOGIN)
+    return _Facts(*row[:login], row[login:account], row[account:])  # type: ignore[call-arg]
+
+
+def _login(facts: _Facts) -> Login:
+    """The login that was found, with its account if it has one."""
+    login = Login.from_db("default", _LOGIN, facts.login)
+    if facts.code is not None:
+        login.account = Account.from_db("default", _ACCOUNT, facts.account)
+    return login
 
 
 def _somebody(name: str, rules: Rules) -> str:
@@ -315,6 +386,12 @@ def _throttled_until(facts: _Facts, rules: Rules) -> datetime | None:
         return facts.now + _SITE_MINUTE
     limit = rules.network_failures
     return facts.failures[limit - 1] + rules.network_window if len(facts.failures) >= limit else None
+
+
+def _is_issued(password: str, facts: _Facts, rules: Rules) -> bool:
+    assert facts.code and facts.case
+    inputs = Inputs(facts.version, facts.case, facts.code, facts.length, facts.alphabet)
+    return matches(rules.issuing.keys[facts.key], inputs, password)
 
 
 def _accepts_issued(facts: _Facts, rules: Rules) -> bool:
@@ -358,20 +435,14 @@ def _login_of(code: str) -> Login:
     return Login.objects.select_related("account").get_or_create(account_id=code, defaults=unusable)[0]
 
 
-def _right(facts: _Facts, guess: Guess, encoded: str, rehashed: str | None) -> Checked:
-    with transaction.atomic():
-        # Only if the password is still the one that was verified: it may have been replaced meanwhile.
-        same = Login.objects.filter(pk=facts.login_id, password=encoded, is_active=True)
-        login = same.select_related("account").first()
-        if login is None or (rehashed is not None and not same.update(password=rehashed)):
-            return Checked(Outcome.WRONG)
-        if rehashed is not None:
-            login.password = rehashed
-        guess.delete()
-    return Checked(Outcome.SIGNED_IN, login)
+def _store_anew(login: Login, password: str) -> bool:
+    """Hash it as it is hashed today, unless it was replaced since it was verified; whether it still is the one."""
+    verified, login.password = login.password, make_password(password)
+    same = Login.objects.filter(pk=login.pk, password=verified, is_active=True)
+    return bool(same.update(password=login.password))
 
 
-def _renew(facts: _Facts, guess: Guess, encoded: str) -> Checked:
+def _renew(facts: _Facts, guess: int, encoded: str) -> Checked:
     """A taken-over password was right: from now on it is one of ours."""
     assert facts.code
     with transaction.atomic():
@@ -385,7 +456,7 @@ def _renew(facts: _Facts, guess: Guess, encoded: str) -> Checked:
             return Checked(Outcome.WRONG)
         login.password = encoded
         login.save(update_fields=["password"])
-        guess.delete()
+        Guess.objects.filter(pk=guess).delete()
     return Checked(Outcome.SIGNED_IN, login)
 
 

@@ -31,7 +31,7 @@ def network_key(network: str) -> int:
     return named_lock(_NETWORK, network)
 
 
-def take(conn: psycopg.Connection, keys: Iterable[int]) -> None:
+def take(conn: psycopg.Connection | psycopg.Cursor, keys: Iterable[int]) -> None:
     """Wait for these locks, in the one order that everybody keeps, and hold them until the transaction ends."""
     wanted = sorted(set(keys))
     if wanted:

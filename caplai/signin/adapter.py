@@ -69,7 +69,7 @@ class AccountAdapter(DefaultAccountAdapter):
         return None
 
     def post_login(self, request, user, **details):
-        request.device_token = credentials.signed_in(user, device_token(request))
+        request.device_token = credentials.signed_in(user, device_token(request), request.session.save)
         if request.device_token is None:
             self.logout(request)
             return headed_redirect_response("account_login")

@@ -1,5 +1,6 @@
 """What people type: a name and a password, and the password that they choose. For the pages and for the app."""
 
+import functools
 import unicodedata
 from collections.abc import Iterable
 
@@ -141,7 +142,7 @@ class ChooseForm(forms.Form):
                 "password_is_obvious",
             )
         try:
-            CommonPasswordValidator().validate(password)
+            _common_passwords().validate(password)
         except ValidationError:
             raise ValidationError(
                 _("Many people use this password, so it is easy to guess. Choose another."),
@@ -162,6 +163,12 @@ class ChooseForm(forms.Form):
     def refuse_for_now(self) -> None:
         """Say that this host cannot decide."""
         self.add_error(None, get_adapter().validation_error("try_again"))
+
+
+@functools.cache
+def _common_passwords() -> CommonPasswordValidator:
+    """Read once: to unpack its 20,000 costs more than to hash."""
+    return CommonPasswordValidator()
 
 
 def is_obvious(password: str, words: Iterable[str], phone: str | None) -> bool:

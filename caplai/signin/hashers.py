@@ -8,8 +8,13 @@ The pepper (HMAC-SHA-256) lies in the keyring, outside the database, so a stolen
 cracked. Parameters: OWASP Password Storage Cheat Sheet, Argon2id with 19 MiB, two passes, one lane.
 """
 
+import ctypes
+import functools
 import hmac
+import mmap
+import os
 import unicodedata
+from concurrent.futures import ThreadPoolExecutor
 
 from django.conf import settings
 from django.contrib.auth.hashers import (
@@ -33,7 +38,8 @@ class PepperedArgon2(Argon2PasswordHasher):
 
     def encode(self, password: str, salt: str) -> str:
         peppers = _peppers()
-        argon2 = super().encode(_pepper(password, peppers.keys[peppers.active]), salt)
+        peppered = _pepper(password, peppers.keys[peppers.active])
+        argon2 = _cores().submit(super().encode, peppered, salt).result()
         return f"{self.algorithm}${peppers.active}{argon2.removeprefix(self.algorithm)}"
 
     def decode(self, encoded: str) -> dict:
@@ -43,7 +49,8 @@ class PepperedArgon2(Argon2PasswordHasher):
     def verify(self, password: str, encoded: str) -> bool:
         """Whether it is this password. A pepper that this host lacks is a KeyError: ask before."""
         pepper, plain = self._split(encoded)
-        return super().verify(_pepper(password, _peppers().keys[pepper]), plain)
+        peppered = _pepper(password, _peppers().keys[pepper])
+        return _cores().submit(super().verify, peppered, plain).result()
 
     def must_update(self, encoded: str) -> bool:
         """Whether it was made with another pepper than the active one, or with other parameters."""
@@ -60,6 +67,36 @@ class PepperedArgon2(Argon2PasswordHasher):
         """The pepper's id, and the encoded form without it as Django's hasher reads it."""
         algorithm, pepper, rest = encoded.split("$", 2)
         return pepper, f"{algorithm}${rest}"
+
+
+@functools.cache
+def _cores() -> ThreadPoolExecutor:
+    """The threads that hash, one for each core: more at a time would only take each other's cache, and each keeps
+    the 19 MiB that it hashes in, for glibc has an arena for each thread.
+    """
+    cores = len(os.sched_getaffinity(0))
+    return ThreadPoolExecutor(cores, thread_name_prefix="argon2", initializer=_take_huge_pages)
+
+
+def _take_huge_pages() -> None:
+    """Ask for pages of 2 MiB (madvise(2)) where this thread will hash, which jumps all over its 19 MiB.
+
+    glibc maps a block of this size anew the first time, and from then on keeps it in the thread's arena, where the
+    next one of the size comes to lie, too. Another allocator may do otherwise: then nothing is gained or lost.
+    """
+    size = PepperedArgon2.memory_cost * 1024
+    _libc.free(_libc.malloc(size))
+    block = _libc.malloc(size)
+    if block:
+        first = -(-block // mmap.PAGESIZE) * mmap.PAGESIZE
+        _libc.madvise(first, (block + size - first) // mmap.PAGESIZE * mmap.PAGESIZE, mmap.MADV_HUGEPAGE)
+        _libc.free(block)
+
+
+_libc = ctypes.CDLL(None)
+_libc.malloc.restype, _libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+_libc.free.restype, _libc.free.argtypes = None, [ctypes.c_void_p]
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 def _peppers() -> Keyring:

@@ -1,16 +1,16 @@
-"""Connections for those who write set-based SQL on connections of their own (the engine's threads)."""
+"""Connections for those who write set-based SQL: on connections of their own (the engine's threads), or on Django's."""
 
 import asyncio
 import contextlib
 import functools
 import hashlib
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import lru_cache
 from types import NoneType
-from typing import Any, TypeVar
+from typing import Any, LiteralString, TypeVar
 from uuid import UUID
 
 import psycopg
@@ -102,6 +102,66 @@ def connect(
     if by_key:
         parts["options"] = f"{_BY_KEY} {parts.get('options') or ''}".strip()
     return psycopg.connect(make_conninfo(**parts), autocommit=True)
+
+
+def execute(query: LiteralString, values: Sequence[object]) -> psycopg.Cursor[Any]:
+    """One statement on Django's connection, bound and prepared by the server (Django's own cursors do neither:
+    parsing and planning cost PostgreSQL more than executing what looks at a few rows). Raises Django's errors.
+    """
+    with connections["default"].wrap_database_errors:
+        return _cursor().execute(query, values)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[psycopg.Cursor[Any]]:
+    """A transaction on Django's connection, whose statements go out together: only fetching waits for the server.
+
+    Inside, everything is written by this cursor, or by `execute`; the ORM would begin a transaction of its own. In
+    a transaction of Django's it is a part of that. What the last statement returned can be fetched afterwards, too.
+    Raises Django's errors.
+    """
+    django = connections["default"]
+    cursor = _cursor()
+    conn = cursor.connection
+    with django.wrap_database_errors:
+        if django.in_atomic_block:
+            with conn.pipeline():
+                yield cursor
+            return
+        edges = psycopg.Cursor(conn)
+        failure: BaseException | None = None
+        try:
+            with conn.pipeline():
+                edges.execute("begin", prepare=False)
+                try:
+                    yield cursor
+                    edges.execute("commit", prepare=False)
+                except BaseException as error:
+                    failure = error  # raised below: to a pipeline that ends with it psycopg has more to say
+        except BaseException as error:
+            # What nobody waited for has failed, and then nothing after it was done, nor the commit.
+            failure = failure or error
+        if failure is not None:
+            with contextlib.suppress(psycopg.Error):  # a connection that is gone has rolled back
+                conn.rollback()
+            raise failure
+
+
+def row(cursor: psycopg.Cursor[Any]) -> tuple[Any, ...]:
+    """The next row, where there is one for certain."""
+    found = cursor.fetchone()
+    assert found is not None
+    return found
+
+
+def _cursor() -> psycopg.Cursor[Any]:
+    django = connections["default"]
+    django.close_if_health_check_failed()
+    django.ensure_connection()
+    conn = django.connection
+    if conn.prepare_threshold is None:
+        conn.prepare_threshold = 1
+    return psycopg.Cursor(conn)
 
 
 def array(values: Iterable[object]) -> str:

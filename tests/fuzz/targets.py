@@ -155,11 +155,12 @@ def csv(data: bytes) -> None:
     assert sum(told) == len(data)
     numbers = [row[0] for row in rows] + [line for line, _ in refused]
     assert len(numbers) == len(set(numbers))
-    for _, code, phone, email, state in rows:
+    for _, code, phone, email, state, hash_ in rows:
         assert len(code) == 10 and code.isascii() and code.isdigit()
         assert phone.startswith("+") and state in register.STATES
         (code + phone + email).encode("utf-8")  # PostgreSQL takes neither surrogates nor NUL
         assert "\0" not in email
+        assert not hash_ or (hash_.isascii() and hash_.isprintable())
     for _, reason in refused:
         assert reason.isascii() and reason.isprintable()
 
@@ -242,6 +243,8 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], list[bytes]]] = {
             b"code,phone,email,state\n0123456789,0327000686,lan@example.vn,approved\n",
             b"\xef\xbb\xbfcode;phone;email;state\r\n\"0123456789\";'+84 327 000 686';;pending\r\n",
             b"code,phone,email,state\r0123456789,0327000686,,approved\r",
+            b"code,phone,email,state,password_hash\n0123456789,0327000686,,approved,pbkdf2_sha256$600000$salt$"
+            b"ZGvAwIr7zeNvPuAJTFMt95kRDxmSbCjTXZJ6pMBEXnE=\n",
             "code,phone,email,state\n".encode("utf-16"),
             b'code,phone,email,state\n"0123456789","03270006""86",\x00,\xff\n' + b"x" * 5000,
         ],

@@ -1,8 +1,12 @@
 """The password that a person chooses: what is refused, how it is stored, and how the pepper is rotated."""
 
+import os
+import threading
 import unicodedata
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from argon2 import low_level
 from django.conf import settings
 from django.contrib.auth.hashers import check_password, identify_hasher, make_password
 from django.test import Client
@@ -141,3 +145,25 @@ def test_rotated_web_key_keeps_sessions(browser, citizen, login, settings):
     assert is_in(browser)
     settings.SECRET_KEY_FALLBACKS = []
     assert is_in(browser)
+
+
+def test_no_more_are_hashed_at_once_than_there_are_cores(monkeypatch, login):
+    """Each keeps 19 MiB."""
+    cores = len(os.sched_getaffinity(0))
+    verify, lock, now, most = low_level.verify_secret, threading.Lock(), 0, 0
+
+    def counted(*given):
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        try:
+            return verify(*given)
+        finally:
+            with lock:
+                now -= 1
+
+    monkeypatch.setattr("argon2._password_hasher.verify_secret", counted)
+    with ThreadPoolExecutor(4 * cores) as people:
+        assert all(people.map(check_password, [CHOSEN] * 4 * cores, [login.password] * 4 * cores))
+    assert most == cores
