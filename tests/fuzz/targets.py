@@ -151,9 +151,11 @@ def csv(data: bytes) -> None:
         layout = register._read_header(next(lines, ""))
     except register.WrongFile:
         return
-    rows = list(register._rows(lines, layout, lambda line, reason: refused.append((line, reason))))
+    copied = list(register._rows(lines, layout, lambda line, reason: refused.append((line, reason))))
+    assert all(row.endswith("\n") and row.count("\n") == 1 for row in copied)
+    rows = [row[:-1].replace("\\\\", "\\").split("\t") for row in copied]
     assert sum(told) == len(data)
-    numbers = [row[0] for row in rows] + [line for line, _ in refused]
+    numbers = [int(row[0]) for row in rows] + [line for line, _ in refused]
     assert len(numbers) == len(set(numbers))
     for _, code, phone, email, state, hash_ in rows:
         assert len(code) == 10 and code.isascii() and code.isdigit()
