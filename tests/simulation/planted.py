@@ -106,15 +106,6 @@ def _a_batch_of_results_that_cannot_be_written_is_forgotten() -> AbstractContext
     return patch.object(Outbound, "write_settled", write_settled)
 
 
-def _take_every_message_for_a_fresh_one() -> AbstractContextManager:
-    in_time = inbound._in_time
-
-    def fresh(conn, arrived, function, *args):
-        return in_time(conn, arrived, lambda conn, *given: function(conn, *given[:-1], 0.0), *args)
-
-    return patch.object(inbound, "_in_time", fresh)
-
-
 PLANTED: dict[str, Callable[[], AbstractContextManager]] = {
     "acknowledge before the commit": _acknowledge_before_the_commit,
     "a stale engine settles": _a_stale_engine_settles,
@@ -139,7 +130,6 @@ PLANTED: dict[str, Callable[[], AbstractContextManager]] = {
     "forget the parts that were taken": lambda: patch.object(
         Outbound, "_accepted", property(lambda self: {}, lambda self, value: None), create=True
     ),
-    "take every message for a fresh one": _take_every_message_for_a_fresh_one,
     "keep the bind however long the store is away": lambda: patch.object(esme, "LET_GO", 1000.0),
     "nobody locks while looking for a twin": _nobody_locks_while_looking_for_a_twin,
     "results that cannot be written are forgotten": _a_batch_of_results_that_cannot_be_written_is_forgotten,

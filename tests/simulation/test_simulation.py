@@ -52,14 +52,9 @@ QUICK = [
 ]
 
 
-RARE = {"take every message for a fresh one": 3500}
-"""One in some thousand seeds shows it: where to begin, so that a change of the world is no hour's search."""
-
-
 def find(plant, seeds, jitter):
-    first = RARE.get(plant, 0)
     with PLANTED[plant]():
-        return next((seed for seed in range(first, first + seeds) if run(seed, jitter).broken), None)
+        return next((seed for seed in range(seeds) if run(seed, jitter).broken), None)
 
 
 @pytest.mark.parametrize("plant", QUICK)
