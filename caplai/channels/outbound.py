@@ -46,8 +46,8 @@ MOST_TOLD = 5000
 """Final results that are remembered although another engine held the message when they came."""
 LONGEST_MESSAGE_ID = 255
 """Octets; SMPP allows 64. A longer one is not kept: it would not fit the index that receipts are matched by."""
-HANDED = 1000
-"""Replies that may wait for the window without having been claimed, and for how many seconds, much less than LEASE."""
+HANDED = 3000
+"""Replies that may wait for the window, and for how many seconds, much less than LEASE."""
 HANDED_FOR = 20.0
 POLL = 1.0
 """Seconds between looks at the outbox when nobody wakes us."""
@@ -113,7 +113,9 @@ class Outbound:
         self._reserved = 0
         """Places among those handed over that are kept for what is being decided."""
         self._handed: deque[tuple[Due, float]] = deque()
-        """What was handed over, and when; it waits for the window."""
+        """What was handed over or claimed, and when; it waits for the window."""
+        self._look_at = -math.inf
+        """When to claim although there is enough to submit."""
         self._drained_at = -math.inf
         """When a claim last left nothing that is due."""
         self._released_at = -math.inf
@@ -157,10 +159,13 @@ class Outbound:
             return Places(0, now)
         if self._unwritten >= 4 * BATCH:
             return Places(0, now)
-        most = min(most, (min(HANDED, self._link.tps) if self._link.tps else HANDED) - len(self._handed))
-        room = max(0, most - self._reserved)
+        room = max(0, min(most, self._places() - self._reserved))
         self._reserved += room
         return Places(room, now)
+
+    def _places(self) -> int:
+        """How many more may wait for the window: what the carrier takes within a second."""
+        return (min(HANDED, self._link.tps) if self._link.tps else HANDED) - len(self._handed)
 
     def take(self, dues: list[Due], kept: Places) -> None:
         """Submit what was handed over, as if it had been claimed, and let go of the places kept for it."""
@@ -169,14 +174,11 @@ class Outbound:
         if dues and (kept.since <= self._released_at or now - kept.since > HANDED_FOR):
             self.doubt()  # they may have been made due meanwhile, and have been claimed since
             return
-        if self._stopping:
-            self._give_back(dues)
-            return
-        self._handed.extend((due, now) for due in dues)
-        self._submit_handed(self._sender())
+        self._line_up(dues, now)
+        self._submit_handed(None if self._stopping else self._sender())
 
     def _submit_handed(self, connection: Connection | None) -> None:
-        """Submit what was handed over as the window and TPS allow."""
+        """Submit what waits for the window, as that and TPS allow."""
         if not self._handed:
             return
         handed, ring, now = self._handed, self._ring(), time.monotonic()
@@ -187,7 +189,7 @@ class Outbound:
                 break
             handed.popleft()
             if connection is None or now - at >= HANDED_FOR:
-                self._give_back([due])
+                self._settle(postpone(due, 0.0))  # for whoever claims it
                 continue
             due.age += now - at
             since = min(since, at)
@@ -197,13 +199,28 @@ class Outbound:
             connection.flush()
             self._seen.submitted(dues, time.monotonic() - since)
 
-    def _give_back(self, dues: Iterable[Due]) -> None:
-        """They are due, for whoever claims them."""
+    def _line_up(self, dues: Iterable[Due], since: float) -> None:
+        """Claims of ours, made at `since`, wait for the window."""
         for due in dues:
-            self._submit(None, due, None)
+            # Another engine, which took the link from us and lost it, may have made it due again. Its answer is still
+            # to come, or to be written, and settles this claim too; or it is written, and we shall know in a moment.
+            if due.id in self._held:
+                self._claimed_again[due.id] = due
+                continue
+            self._held.add(due.id)
+            if told := self._told.pop(due.id, None):
+                self._settle(told)
+            # An older result, written once more because nobody knew whether it was, may have ended this very claim.
+            elif due.id in self._written:
+                self._settle(postpone(due, 0.0))
+            else:
+                self._handed.append((due, since))
 
     def released(self) -> None:
         """All that was claimed on the link is due at once: only who claims it from now on may submit it."""
+        for due, _ in self._handed:
+            self._held.discard(due.id)
+            self._claimed_again.pop(due.id, None)
         self._handed.clear()
         self._released_at = time.monotonic()
 
@@ -219,8 +236,7 @@ class Outbound:
     def stop(self) -> None:
         """Claim nothing new."""
         self._stopping = True
-        self._give_back(due for due, _ in self._handed)
-        self._handed.clear()
+        self._submit_handed(None)
         self._due.set()
 
     def answered(self, event: Response) -> None:
@@ -279,16 +295,19 @@ class Outbound:
             room = 0
             if connection and not self._stopping:
                 room = min(connection.session.free, self._allowed())
+            # While the queue is never empty somebody must still look for what is older.
+            look = room if not self._handed else self._places() if time.monotonic() > self._look_at else 0
             claimed: list[Due] = []
             began = time.monotonic()
-            if connection and room > 0 and not self._handed and self._unwritten < 4 * BATCH:
+            if connection and look > 0 and not self._stopping and self._unwritten < 4 * BATCH:
                 self._written.clear()
                 self._claiming = True
-                most = min(room, BATCH)
+                self._look_at = began + POLL
+                most = min(look, BATCH)
                 try:
                     if self._unsure:
                         await self._database.run(
-                            queues.release_unheld, self._link.name, self._engine, self._known()
+                            queues.release_unheld, self._link.name, self._engine, list(self._held)
                         )
                         self._unsure = False
                         self._released_at = time.monotonic()
@@ -303,25 +322,10 @@ class Outbound:
                 finally:
                     self._claiming = False
                 connection = self._sender()  # we may have hung meanwhile, and somebody else holds the link
-            waited = time.monotonic() - began
-            for due in claimed:
-                due.age += waited
-            self._submit_all(connection, claimed, began)
+            self._line_up(claimed, began)
+            self._submit_handed(connection)
             if len(claimed) < room or room == 0:
                 await self._wait_for_work(room, connection)
-
-    def _known(self) -> list[int]:
-        """The messages that we know to be claimed by us."""
-        return [*self._held, *(due.id for due, _ in self._handed)]
-
-    def _submit_all(self, connection: Connection | None, dues: list[Due], began: float) -> None:
-        """Submit these; `began`: when they were asked for."""
-        ring = self._ring() if dues else None
-        for due in dues:
-            self._submit(connection, due, ring)
-        if connection:
-            connection.flush()
-            self._seen.submitted(dues, time.monotonic() - began)
 
     async def _wait_for_work(self, room: int, connection: Connection | None) -> None:
         event = self._due if room and not self._begun else self._freed
@@ -368,19 +372,6 @@ class Outbound:
             del self._told[id_]
 
     def _submit(self, connection: Connection | None, due: Due, ring: Keyring | None) -> None:
-        # Another engine, which took the link from us and lost it, may have made it due again. Its answer is still
-        # to come, or to be written, and settles this claim too; or it is written, and we shall know in a moment.
-        if due.id in self._held:
-            self._claimed_again[due.id] = due
-            return
-        self._held.add(due.id)
-        if told := self._told.pop(due.id, None):
-            self._settle(told)
-            return
-        # An older result, written once more because nobody knew whether it was, may have ended this very claim.
-        if due.id in self._written:
-            self._settle(postpone(due, 0.0))
-            return
         if dead := drop_dead(due):
             self._settle(dead)
             return
@@ -421,6 +412,8 @@ class Outbound:
                 self._advance(message)
             elif message.unsent and connection:
                 self._send_parts(connection, message)
+        if self._begun and connection:
+            connection.flush()
         self._begun = [message for message in self._begun if message.unsent]
 
     def _send_parts(self, connection: Connection, message: _Message) -> None:
