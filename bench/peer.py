@@ -8,8 +8,8 @@ p99 of all these runs is its p99. Then to `caplai engine`, which is offered 31 t
 it answers (its rate).
 
 How Kannel and the service are tuned: warnings alone are logged, 1,000 unacknowledged submits and 1,000 requests at a
-time are allowed, nothing is stored twice (no store file, no delivery reports); granian with a process for each core
-(gunicorn was no faster), four threads in each, persistent connections, no middleware, the look-up by primary key.
+time are allowed, nothing is stored twice (no store file, no delivery reports); granian with a process for each core,
+four threads in each, persistent connections, no middleware, the look-up by primary key.
 
 The rates are judged. Beside them stands the ratio of processor time, which others on the machine disturb less.
 
