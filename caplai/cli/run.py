@@ -9,6 +9,9 @@ import click
 
 from caplai.cli.group import Failure, load_config, main, ready
 
+STOP_WITHIN = 10
+"""Seconds that a web server's worker has for the requests under way when it is told to stop."""
+
 
 @main.command()
 @click.option("--script", is_flag=True, help="Without a browser: one citizen does it all, and it is printed.")
@@ -123,6 +126,8 @@ def web(quiet: bool) -> None:
             log_level=LogLevels.error,
             log_dictconfig={"loggers": {"_granian": {}}},  # with no handler of its own: by ours
             respawn_failed_workers=True,
+            # A worker that is told to stop while it starts does not hear it (granian 2.8), and would serve for ever.
+            workers_kill_timeout=STOP_WITHIN,
         ).serve()
 
 
