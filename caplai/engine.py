@@ -254,7 +254,7 @@ class Engine:
         try:
             decided = await self.database.run(reissue_inbox, rules, DECIDE_BATCH, handover)
             dues = handover.dues
-        except Exception:
+        except Exception:  # whatever it was: the commit may have gone through, and only its answer was lost
             for outbound in outbounds.values():
                 outbound.doubt()
             raise

@@ -46,9 +46,9 @@ MOST_TOLD = 5000
 """Final results that are remembered although another engine held the message when they came."""
 LONGEST_MESSAGE_ID = 255
 """Octets; SMPP allows 64. A longer one is not kept: it would not fit the index that receipts are matched by."""
-HANDED = 3000
+MOST_WAITING = 3000
 """Replies that may wait for the window, and for how many seconds, much less than LEASE."""
-HANDED_FOR = 20.0
+WAIT_AT_MOST = 20.0
 POLL = 1.0
 """Seconds between looks at the outbox when nobody wakes us."""
 
@@ -111,14 +111,15 @@ class Outbound:
         self._unwritten = 0
         self._claiming = False
         self._reserved = 0
-        """Places among those handed over that are kept for what is being decided."""
-        self._handed: deque[tuple[Due, float]] = deque()
+        """Places among those that wait, kept for what is being decided."""
+        self._waiting: deque[tuple[Due, float]] = deque()
         """What was handed over or claimed, and when; it waits for the window."""
         self._look_at = -math.inf
         """When to claim although there is enough to submit."""
         self._drained_at = -math.inf
         """When a claim last left nothing that is due."""
         self._released_at = -math.inf
+        """When claims of ours were last made due, for whoever claims them."""
         self._unsure = False
         """Whether there may be claims of ours that we do not know of."""
         self._in_flight = 0
@@ -143,7 +144,7 @@ class Outbound:
     @property
     def busy(self) -> bool:
         """Whether messages are being claimed, a submit waits for its answer, or a result for being written."""
-        return bool(self._claiming or self._reserved or self._handed or self._in_flight or self._unwritten)
+        return bool(self._claiming or self._reserved or self._waiting or self._in_flight or self._unwritten)
 
     def wake(self) -> None:
         """Something may be due."""
@@ -164,31 +165,31 @@ class Outbound:
         return Places(room, now)
 
     def _places(self) -> int:
-        """How many more may wait for the window: what the carrier takes within a second."""
-        return (min(HANDED, self._link.tps) if self._link.tps else HANDED) - len(self._handed)
+        """How many more may wait for the window; with TPS no more than a second's."""
+        return (min(MOST_WAITING, self._link.tps) if self._link.tps else MOST_WAITING) - len(self._waiting)
 
     def take(self, dues: list[Due], kept: Places) -> None:
         """Submit what was handed over, as if it had been claimed, and let go of the places kept for it."""
         self._reserved -= kept.room
         now = time.monotonic()
-        if dues and (kept.since <= self._released_at or now - kept.since > HANDED_FOR):
+        if dues and (kept.since <= self._released_at or now - kept.since > WAIT_AT_MOST):
             self.doubt()  # they may have been made due meanwhile, and have been claimed since
             return
         self._line_up(dues, now)
-        self._submit_handed(None if self._stopping else self._sender())
+        self._submit_waiting(None if self._stopping else self._sender())
 
-    def _submit_handed(self, connection: Connection | None) -> None:
+    def _submit_waiting(self, connection: Connection | None) -> None:
         """Submit what waits for the window, as that and TPS allow."""
-        if not self._handed:
+        if not self._waiting:
             return
-        handed, ring, now = self._handed, self._ring(), time.monotonic()
+        waiting, ring, now = self._waiting, self._ring(), time.monotonic()
         dues, since = [], now
-        while handed:
-            due, at = handed[0]
-            if connection and now - at < HANDED_FOR and not (connection.session.free and self._allowed()):
+        while waiting:
+            due, at = waiting[0]
+            if connection and now - at < WAIT_AT_MOST and not (connection.session.free and self._allowed()):
                 break
-            handed.popleft()
-            if connection is None or now - at >= HANDED_FOR:
+            waiting.popleft()
+            if connection is None or now - at >= WAIT_AT_MOST:
                 self._settle(postpone(due, 0.0))  # for whoever claims it
                 continue
             due.age += now - at
@@ -214,14 +215,14 @@ class Outbound:
             elif due.id in self._written:
                 self._settle(postpone(due, 0.0))
             else:
-                self._handed.append((due, since))
+                self._waiting.append((due, since))
 
     def released(self) -> None:
         """All that was claimed on the link is due at once: only who claims it from now on may submit it."""
-        for due, _ in self._handed:
+        for due, _ in self._waiting:
             self._held.discard(due.id)
             self._claimed_again.pop(due.id, None)
-        self._handed.clear()
+        self._waiting.clear()
         self._released_at = time.monotonic()
 
     def doubt(self) -> None:
@@ -236,7 +237,7 @@ class Outbound:
     def stop(self) -> None:
         """Claim nothing new."""
         self._stopping = True
-        self._submit_handed(None)
+        self._submit_waiting(None)
         self._due.set()
 
     def answered(self, event: Response) -> None:
@@ -291,12 +292,12 @@ class Outbound:
         while not self._stopping or self._begun:
             connection = self._sender()
             self._go_on(connection)
-            self._submit_handed(connection)
+            self._submit_waiting(connection)
             room = 0
             if connection and not self._stopping:
                 room = min(connection.session.free, self._allowed())
             # While the queue is never empty somebody must still look for what is older.
-            look = room if not self._handed else self._places() if time.monotonic() > self._look_at else 0
+            look = room if not self._waiting else self._places() if time.monotonic() > self._look_at else 0
             claimed: list[Due] = []
             began = time.monotonic()
             if connection and look > 0 and not self._stopping and self._unwritten < 4 * BATCH:
@@ -323,7 +324,7 @@ class Outbound:
                     self._claiming = False
                 connection = self._sender()  # we may have hung meanwhile, and somebody else holds the link
             self._line_up(claimed, began)
-            self._submit_handed(connection)
+            self._submit_waiting(connection)
             if len(claimed) < room or room == 0:
                 await self._wait_for_work(room, connection)
 
