@@ -1,4 +1,4 @@
-"""What processes and the database used, read from the kernel and from PostgreSQL's own statistics."""
+"""What a database has done, by PostgreSQL's own statistics, and on what machine. (Of processes: bench/_proc.py.)"""
 
 import os
 from dataclasses import dataclass
@@ -6,45 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-
-_TICKS = os.sysconf("SC_CLK_TCK")
-
-
-def cpu_seconds(pid: int) -> float:
-    """Processor time of a process with all its threads, and of its children that have ended (proc(5), stat)."""
-    fields = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()
-    return sum(map(int, fields[11:15])) / _TICKS
-
-
-def memory_mb(pid: int) -> float:
-    """Proportional set size in MB (10^6): pages that several processes share count in parts."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text("utf-8").splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    return 0.0
-
-
-def family(pid: int) -> list[int]:
-    """The process and its descendants."""
-    found = [pid]
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        try:
-            children = (task / "children").read_text("utf-8").split()
-        except OSError:
-            continue
-        for child in children:
-            found += family(int(child))
-    return found
-
-
-def family_cpu(pid: int) -> float:
-    total = 0.0
-    for member in family(pid):
-        try:
-            total += cpu_seconds(member)
-        except OSError:  # it has ended: its parent's account has it
-            continue
-    return total
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ class Tree:
 
     def seconds(self) -> float:
         """Processor time, user and system, of all of them, and of those that have ended and were waited for."""
-        return sum(self._ticks(pid) for pid in self.pids()) * _TICK
+        return sum(map(seconds, self.pids()))
 
     def running(self) -> float:
         """Seconds that their threads which are alive have run, to the nanosecond (proc's schedstat): for differences
@@ -63,10 +63,11 @@ class Tree:
                 continue
         return found
 
-    @staticmethod
-    def _ticks(pid: int) -> int:
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            return 0
-        return sum(map(int, fields[11:15]))  # utime, stime, cutime, cstime: proc_pid_stat(5)
+
+def seconds(pid: int) -> float:
+    """Processor time of one process and of its children that have ended and were waited for; 0 if it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    return sum(map(int, fields[11:15])) * _TICK  # utime, stime, cutime, cstime: proc_pid_stat(5)

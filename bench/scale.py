@@ -29,6 +29,7 @@ from bench import _apart, _measure
 from bench._crowd import Mix, Options
 from bench._lan import Host, Lan
 from bench._parts import Part, plain_environment
+from bench._proc import Tree, seconds
 from bench.wave import add_accounts
 from caplai import processes
 from caplai.local_postgres import LocalPostgres
@@ -226,19 +227,19 @@ class _Hosts:
             if time.monotonic() > end:
                 raise SystemExit("the engines have not bound within a minute")
             time.sleep(0.1)
-        time.sleep(1)
+        time.sleep(1)  # it has its row; its first claims are behind it then
 
     def _now(self, pids: dict[str, int]) -> dict[str, Any]:
         """Processor time by part, octets by host, what the database has done, and where its WAL stands."""
-        cpu = Counter({name: _measure.family_cpu(pid) for name, pid in pids.items()})
+        cpu = Counter({name: Tree(pid).seconds() for name, pid in pids.items()})
         postmaster = self.server.status().pid
         assert postmaster is not None
-        for pid in _measure.family(postmaster):
+        for pid in Tree(postmaster).pids():
             with contextlib.suppress(OSError):
                 title = Path(f"/proc/{pid}/cmdline").read_bytes().decode("utf-8", "replace")
                 # Its main process has the time of those that have ended, client backends most of all.
                 other = title.startswith("postgres: ") and not title.startswith("postgres: caplai ")
-                cpu["database, beside" if other else "database, sessions"] += _measure.cpu_seconds(pid)
+                cpu["database, beside" if other else "database, sessions"] += seconds(pid)
         row = self.conn.execute("select pg_current_wal_insert_lsn()").fetchone()
         assert row is not None
         octets = {host.name: host.octets for host in (self.database, self.carrier, *self.engines)}

@@ -30,6 +30,7 @@ import psycopg
 from bench import _measure
 from bench._crowd import Mix, Options, phone_of
 from bench._parts import Part, plain_environment
+from bench._proc import Tree
 from caplai import processes
 from caplai.local_postgres import LocalPostgres
 
@@ -195,11 +196,11 @@ class World:
             spy = _profile(engine.process.pid, options.seconds, profile) if profile else None
             before = _measure.work(self.conn)
             pids = {"engine": engine.process.pid, "phones": crowd.pid, "database": self._postmaster()}
-            used = {name: _measure.family_cpu(pid) for name, pid in pids.items()}
+            used = {name: Tree(pid).seconds() for name, pid in pids.items()}
             _say(crowd)
             memory = self._watch(crowd, pids, options.seconds)
             seen = json.loads(_line(crowd))
-            used = {name: _measure.family_cpu(pid) - used[name] for name, pid in pids.items()}
+            used = {name: Tree(pid).seconds() - used[name] for name, pid in pids.items()}
             time.sleep(1.5)  # the statistics come late
             done = _measure.work(self.conn).since(before)
             counts = self._counts()
@@ -223,7 +224,7 @@ class World:
             if time.monotonic() > end:
                 raise SystemExit("the engine has not bound within a minute")
             time.sleep(0.1)
-        time.sleep(1)
+        time.sleep(1)  # it has its row; its first claims are behind it then
 
     def _postmaster(self) -> int:
         pid = self.server.status().pid
@@ -240,7 +241,7 @@ class World:
             time.sleep(min(5.0, max(0.0, end - time.monotonic())))
             for name, pid in pids.items():
                 with contextlib.suppress(OSError):
-                    most[name] = max(most[name], sum(map(_measure.memory_mb, _measure.family(pid))))
+                    most[name] = max(most[name], Tree(pid).memory().pss / 1e6)
         return {name: round(value) for name, value in most.items()}
 
     def _counts(self) -> Counts:
