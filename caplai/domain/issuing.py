@@ -16,7 +16,7 @@ distribution by less than n / 2**b <= 2**-128. Nobody can see that, however many
 
 import hmac
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import MappingProxyType
@@ -37,7 +37,6 @@ either. One case, so that it may be typed in the other.
 
 _MARGIN_BITS = 128
 _BLOCK_BITS = 256  # of HMAC-SHA-256
-_FIRST_BLOCK = (1).to_bytes(4, "big")
 _LEAST_KEY_BYTES = 32  # as long as the hash, RFC 2104, 3
 
 
@@ -75,7 +74,17 @@ def _check_alphabet(alphabet: str) -> None:
 
 def new_case_id() -> UUID:
     """128 random bits, all of them (a version 4 UUID has 122)."""
-    return UUID(bytes=secrets.token_bytes(16))
+    return next(new_case_ids())
+
+
+def new_case_ids() -> Iterator[UUID]:
+    """Such ids without end. Drawn by the block: each call of the system lets another thread go on, and a batch that
+    gives way for each of its cases comes last.
+    """
+    while True:
+        block = secrets.token_bytes(16 * 256)
+        for at in range(0, len(block), 16):
+            yield UUID(bytes=block[at : at + 16])
 
 
 def guessable(length: int, alphabet: str) -> bool:
@@ -103,15 +112,25 @@ def derive(key: bytes, inputs: Inputs) -> str:
     )
     base = len(inputs.alphabet)
     bits = (base**inputs.length).bit_length() + _MARGIN_BITS
-    seed = hmac.digest(key, _FIRST_BLOCK + message, "sha256")
-    for block in range(2, -(-bits // _BLOCK_BITS) + 1):
-        seed += hmac.digest(key, block.to_bytes(4, "big") + message, "sha256")
-    number = int.from_bytes(seed, "big")
+    keyed = _keyed(key)
+    seed = b""
+    for block in range(1, -(-bits // _BLOCK_BITS) + 1):
+        # (hmac.digest() would let another thread go on for each password, and wait for its own turn again.)
+        one = keyed.copy()
+        one.update(block.to_bytes(4, "big") + message)
+        seed += one.digest()
+    number = int.from_bytes(seed, "big") % base**inputs.length
     characters = []
     for _ in range(inputs.length):
         number, index = divmod(number, base)
         characters.append(inputs.alphabet[index])
     return "".join(reversed(characters))
+
+
+@lru_cache(4)
+def _keyed(key: bytes) -> hmac.HMAC:
+    """To be copied, never used itself."""
+    return hmac.new(key, digestmod="sha256")
 
 
 def matches(key: bytes, inputs: Inputs, candidate: str) -> bool:

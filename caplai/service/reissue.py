@@ -7,7 +7,7 @@ ask the domain and fold each outcome into the facts of the next, and write every
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -17,7 +17,7 @@ import psycopg
 
 from caplai.domain import msisdn
 from caplai.domain.grammar import BadCode, BadSyntax, Command, Grammar, OtherAgency, Reissue, understand
-from caplai.domain.issuing import VERSION, Keyring, guessable, new_case_id
+from caplai.domain.issuing import VERSION, Keyring, guessable, new_case_ids
 from caplai.domain.policy import ERRORS, GRANTED, SILENT, Decision, Facts, Limits, OpenCase, Outcome, decide
 from caplai.domain.replies import whole_minute
 from caplai.service import keys, locks
@@ -153,6 +153,8 @@ class _Ledger:
     """Accounts whose guesses strangers have used up."""
     replaced: list[_Case] = field(default_factory=list)
     opened: list[_Case] = field(default_factory=list)
+    ids: Iterator[UUID] = field(default_factory=new_case_ids)
+    """Of the cases to be opened."""
 
     def facts(self, request: Request) -> Facts:
         facts = Facts(open=self.open, phone_errors=self.errors.get(request.source, ()))
@@ -192,7 +194,7 @@ class _Ledger:
         form = rules.long_form if self.long or code in self.guessed else rules.form
         living = OpenCase(expires_at=whole_minute(self.now + rules.lifetime), texts=1)
         key = self.key or rules.keyring().active
-        case = _Case(new_case_id(), code, phone, self.now, living, form, key, VERSION, opened=True)
+        case = _Case(next(self.ids), code, phone, self.now, living, form, key, VERSION, opened=True)
         self.cases[code] = case
         self.opened.append(case)
         self.account_cases.setdefault(code, []).append(self.now)
