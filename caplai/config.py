@@ -296,6 +296,13 @@ class Config(BaseSettings):
     trusted_proxies: list[str] = Field(
         [], description="Networks whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed."
     )
+    engines: int = Field(
+        1,
+        ge=1,
+        le=16,
+        description="Engines that `caplai up` runs. Each keeps one core busy at most; the probes of the second are at"
+        " ten ports above `watch.engine_port`, and so on.",
+    )
     engine_workers: int = Field(2, ge=1, le=32, description="Threads of the engine that decide messages.")
     web_threads: int = Field(8, ge=1, le=128, description="Threads of the web server.")
     keyring: Path | None = Field(

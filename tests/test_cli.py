@@ -547,6 +547,26 @@ def test_up_ends_when_a_part_of_it_cannot_start(empty_database, tmp_path):
 
 
 @pytest.mark.slow
+def test_up_runs_as_many_engines_as_the_machine_is_to_give(empty_database, tmp_path):
+    port = free_port("127.0.0.1", 0)
+    settings = {"CAPLAI_ENGINES": "2", "CAPLAI_WATCH__ENGINE_PORT": str(port), "CAPLAI_WATCH__WEB_PORT": "0"}
+    house = House(tmp_path, CAPLAI_DATABASE_URL=empty_database, **settings)
+    with house.running("up") as up:
+        assert wait_for_port("127.0.0.1", house.port, 60)
+        for probes in port, port + 10:
+            assert wait_for_port("127.0.0.1", probes, 10)
+            with urllib.request.urlopen(f"http://127.0.0.1:{probes}/healthz", timeout=10) as answer:
+                assert answer.status == 200
+        with psycopg.connect(empty_database) as conn:
+            engines = "select count(*) from process where kind = 'engine'"
+            assert until(lambda: conn.execute(engines).fetchone() == (2,), 10)
+        up.send_signal(signal.SIGTERM)
+        said, _ = up.communicate(timeout=30)
+    assert up.returncode == 0, said
+    assert house.processes() == {}
+
+
+@pytest.mark.slow
 def test_a_killed_up_leaves_a_server_that_the_next_one_takes_over(tmp_path):
     house = House(tmp_path)
     with house.running("up") as up:

@@ -47,7 +47,8 @@ def up() -> None:
     with contextlib.suppress(processes.Stopped), ready(config, adopt=True, migrate=True) as database:
         children = processes.Children()
         try:
-            children.start("engine")
+            for number in range(config.engines):
+                children.start("engine", environment=_probes(config, number))
             children.start("web", environment={"CAPLAI_PORT": str(port)})
             children.wait_for_port(config.address, port, 60)
             click.echo(f"caplai is up: {config.public_url or processes.url(config.address, port)}")
@@ -58,6 +59,12 @@ def up() -> None:
             processes.tend_until_stopped(children, database)
         finally:
             children.stop()
+
+
+def _probes(config: Any, number: int) -> dict[str, str]:
+    """Where this engine's probes listen, if they do: next to the first's there is the web server's."""
+    port = config.watch.engine_port
+    return {"CAPLAI_WATCH__ENGINE_PORT": str(port + 10 * number)} if port else {}
 
 
 def _free_port(config: Any) -> int:
