@@ -1,7 +1,8 @@
 """A nation's wave: re-issues end to end, phone to SMSC to engine to PostgreSQL (fsync on) and back to the phone.
 
 Three parties on one machine: phones with their carrier (bench/_crowd.py, the simulator's SMSC on a real socket),
-`caplai engine`, and an embedded PostgreSQL as the product configures it, each in processes of their own. The load is
+`caplai engine`, and an embedded PostgreSQL as the product configures it, each in processes of their own. With
+`--engines 2` a second engine decides for the first, which holds the link (`CAPLAI_ENGINES`). The load is
 open: texts come when they are due, whether or not the ones before are answered, and a reply's time counts from when
 its text was due. Citizens are drawn as in life: most ask once, a few again and again, 5 % of the texts are
 malformed, 3 % come from the wrong phone.
@@ -67,6 +68,7 @@ def parser_of(name: str, description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"python -m bench {name}", description=description.splitlines()[0])
     parser.add_argument("--accounts", type=int, default=2_000_000, help="citizens in the store (2,000,000)")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long (60)")
+    parser.add_argument("--engines", type=int, default=1, help="on one database (1)")
     parser.add_argument("--seed", type=int, default=2021, help="of what is texted (2021)")
     parser.add_argument("--json", action="store_true")
     parser.add_argument(
@@ -88,7 +90,9 @@ def world(options: argparse.Namespace, name: str, *, statements: bool = False) -
             stack.enter_context(tempfile.TemporaryDirectory(prefix=f"caplai-{name}-"))
         )
         folder.mkdir(parents=True, exist_ok=True)
-        yield stack.enter_context(World(folder, options.accounts, statements=statements))
+        yield stack.enter_context(
+            World(folder, options.accounts, engines=options.engines, statements=statements)
+        )
 
 
 def show(report: Mapping[str, Any], *, as_json: bool) -> None:
@@ -132,9 +136,10 @@ class Counts:
 class World:
     """A database with that many accounts in a folder, with what a wave needs. `with World(…) as world`."""
 
-    def __init__(self, folder: Path, accounts: int, *, statements: bool = False) -> None:
+    def __init__(self, folder: Path, accounts: int, *, engines: int = 1, statements: bool = False) -> None:
         self.folder = folder
         self.accounts = accounts
+        self.engines = engines
         self.statements = statements
         settings = {"shared_preload_libraries": "pg_stat_statements"} if statements else {}
         self.server = LocalPostgres(folder / "postgres", settings=settings)
@@ -170,7 +175,7 @@ class World:
     def clear(self) -> None:
         """Forget what happened before."""
         self.conn.execute(
-            "truncate inbox, outbox, reissue_case, segment, receipt, guess, link_session restart identity"
+            "truncate inbox, outbox, reissue_case, segment, receipt, guess, link_session, process restart identity"
         )
         self.conn.execute("checkpoint")
 
@@ -190,12 +195,16 @@ class World:
         machine = _measure.machine()
         self.clear()
         with _crowd(options) as (crowd, port):
-            engine = Part("engine", ["engine"], self.environment(port), self.folder)
-            self._stack.callback(engine.kill)
-            self._until_bound()
-            spy = _profile(engine.process.pid, options.seconds, profile) if profile else None
+            engines = {}
+            for name in ["engine", *(f"engine {number}" for number in range(2, self.engines + 1))]:
+                engines[name] = engine = Part(name, ["engine"], self.environment(port), self.folder)
+                self._stack.callback(engine.kill)
+                self._until_up(len(engines))
+            first = engines["engine"].process.pid  # it holds the link
+            spy = _profile(first, options.seconds, profile) if profile else None
             before = _measure.work(self.conn)
-            pids = {"engine": engine.process.pid, "phones": crowd.pid, "database": self._postmaster()}
+            pids = {name: engine.process.pid for name, engine in engines.items()}
+            pids |= {"phones": crowd.pid, "database": self._postmaster()}
             used = {name: Tree(pid).seconds() for name, pid in pids.items()}
             _say(crowd)
             memory = self._watch(crowd, pids, options.seconds)
@@ -206,7 +215,8 @@ class World:
             counts = self._counts()
             if spy:
                 spy.wait()
-            engine.stop()
+            for engine in reversed(engines.values()):
+                engine.stop()
             _say(crowd)
         sample = seen.pop("sample")
         good = self._try(sample)
@@ -218,9 +228,11 @@ class World:
         report["broken"] = self._broken(options, seen, counts, report)
         return report
 
-    def _until_bound(self) -> None:
+    def _until_up(self, engines: int) -> None:
+        """The first has bound, and each says that it lives."""
+        there = "select exists (select from link_session), count(*) from process where kind = 'engine'"
         end = time.monotonic() + 60
-        while self.conn.execute("select count(*) from link_session").fetchone() == (0,):
+        while self.conn.execute(there).fetchone() != (True, engines):
             if time.monotonic() > end:
                 raise SystemExit("the engine has not bound within a minute")
             time.sleep(0.1)
@@ -269,6 +281,7 @@ class World:
         milliseconds = [round(wait * 1000) for wait in waits] or [None] * 4
         return {
             "accounts": options.accounts,
+            "engines": self.engines,
             "seconds": round(seconds, 1),
             "offered_per_second": round(seen["texts"] / seconds, 1),
             "completed_per_second": round(seen["replies_in_time"] / seconds, 1),
