@@ -15,7 +15,7 @@ def retention() -> None:
 @retention.command("run")
 @click.option("--dry-run", is_flag=True, help="Count what would go, row by row, and change nothing.")
 def retention_run(dry_run: bool) -> None:
-    """Remove now what is too old.
+    """Remove now what is too old; days that the figures have not counted yet are counted before.
 
     It works beside a running service, in small steps; Ctrl-C stops it anywhere, and the next run goes
     on. Exit status: 0 done, 1 another run is at it, or something gave way to the flow and is left.
@@ -24,6 +24,7 @@ def retention_run(dry_run: bool) -> None:
 
     config = load_config()
     with ready(config):
+        from caplai.reports import rollups
         from caplai.service import retention as service
         from caplai.store.db import connect
         from caplai.wiring import retention_rules
@@ -34,6 +35,8 @@ def retention_run(dry_run: bool) -> None:
                 for due in service.due(conn, keep):
                     click.echo(f"{due.rows:>12}  {due.says}, older than {local_time(due.before)}")
                 return
+            if days := rollups.keep_built(conn, threading.Event()):
+                click.echo(f"{len(days):>12}  days counted for the figures")
             left = False
 
             def report(done: service.Done) -> None:

@@ -27,6 +27,7 @@ from datetime import date, datetime, timedelta
 from itertools import accumulate
 
 import psycopg
+from django.utils import timezone
 
 from caplai.domain import msisdn
 from caplai.reports import rollups
@@ -120,13 +121,22 @@ class Figures:
         return self.returned / self.reissues if self.reissues else None
 
     def as_json(self) -> dict[str, object]:
-        """The names that the agency's systems read. Shares are parts of one; null where there is nothing to share."""
+        """The names that the agency's systems read. Shares are parts of one; null where there is nothing to share. Times
+        are those of the agency's zone.
+        """
 
         def times(by_link: dict[str, Times]) -> dict[str, object]:
             return {link: {"count": took.count, **took.quantiles} for link, took in by_link.items()}
 
+        def at(moment: datetime) -> str:
+            return timezone.localtime(moment).isoformat(timespec="seconds")
+
         return {
+            "from": self.first.isoformat(),
+            "to": self.last.isoformat(),
+            "at": at(self.now),
             "approved_accounts": self.approved_accounts,
+            "approved_accounts_at": at(self.counted_at),
             "messages": {**self.sent, "received": sum(self.received.values())},
             "reissues": self.reissues,
             "reissues_share_of_accounts": self.share_of_accounts,

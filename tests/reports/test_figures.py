@@ -5,7 +5,7 @@ import dataclasses
 import json
 import random
 import threading
-from datetime import UTC, date
+from datetime import UTC, date, datetime
 
 import pytest
 from click.testing import CliRunner
@@ -391,19 +391,18 @@ def test_the_published_history_prints_the_published_figures(conn, caplai):
     assert "Approved accounts 2,164 (counted" in english and "\npassword 568\n" in english
     found = json.loads(caplai("--from", "2021-09-29", "--to", "2021-10-15", "--json").stdout)
     assert list(found) == [
-        "approved_accounts", "messages", "reissues", "reissues_share_of_accounts", "people",
+        "from", "to", "at", "approved_accounts", "approved_accounts_at", "messages", "reissues", "reissues_share_of_accounts", "people",
         "growth_over_months_before", "heaviest", "seconds_to_reply", "seconds_to_sign_in", "returned_within_30_days",
     ]  # fmt: skip
     assert found["messages"] == {"otp": 180, "password": 180, "received": 0}
+    assert (found["from"], found["to"]) == ("2021-09-29", "2021-10-15")
+    for moment in "at", "approved_accounts_at":
+        assert found[moment].endswith("+07:00") and datetime.fromisoformat(found[moment]) <= datetime.now(UTC)
     assert (found["reissues"], found["growth_over_months_before"]) == (180, 2.0)
     assert found["heaviest"][0] == {"phone": "0900xxx001", "count": 47, "month": "2021-10"}
     lines = caplai("--from", "2021-09-29", "--to", "2021-10-15", "--csv").stdout.splitlines()
-    assert lines[:4] == [
-        "figure,of,value",
-        "approved_accounts,,2164",
-        "messages,otp,180",
-        "messages,password,180",
-    ]
+    assert lines[:3] == ["figure,of,value", "from,,2021-09-29", "to,,2021-10-15"]
+    assert {"approved_accounts,,2164", "messages,otp,180", "messages,password,180"} < set(lines)
     assert "heaviest,0900xxx002 2021-10,45" in lines
     assert any(line.startswith("seconds_to_reply,viettel p99,") for line in lines)
 

@@ -463,6 +463,9 @@ def test_the_commands_count_remove_and_tell(conn, history, monkeypatch):
     done = caplai("run")
     assert done.exit_code == 0, done.output
     assert f"{count:>12}  texts of messages" in done.stdout
+    counted, *removed = done.stdout.splitlines()
+    assert "days counted for the figures" in counted and "texts of messages" in "".join(removed)
+    assert conn.execute("select sum(count) from figures_reissues").fetchone() > (80,)
     assert f"rows ever: {count}" in caplai("status").stdout
     conn.execute("select pg_advisory_lock(%s)", [retention._LOCK])
     busy = caplai("run")
