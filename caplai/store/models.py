@@ -68,7 +68,11 @@ class Login(AbstractBaseUser, PermissionsMixin):
     """Who may sign in: a citizen's (with an account, made at the first sign-in) or an operator's (without)."""
 
     username = Text(unique=True, help_text="The account's code, or the operator's name.")
-    account = models.OneToOneField(Account, models.CASCADE, null=True, blank=True, related_name="login")
+    # No foreign key either: it would write to the account's page at each first sign-in, and keep `account` from
+    # being spread over nodes (docs/scaling.md). Accounts are closed, never deleted.
+    account = models.OneToOneField(
+        Account, models.PROTECT, null=True, blank=True, related_name="login", db_constraint=False
+    )
     is_active = models.BooleanField(default=True)
     is_staff = models.BooleanField(default=False)
     stamp = Text(default=new_stamp, help_text="Changing it ends every session and remembered device.")
