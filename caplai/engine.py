@@ -21,7 +21,8 @@ from caplai.health import Health, listener
 from caplai.reports import rollups
 from caplai.service import retention
 from caplai.service.presence import Presence
-from caplai.service.reissue import Handover, Rules, reissue_inbox, reissue_one_by_one
+from caplai.service.reissue import reissue_inbox, reissue_one_by_one
+from caplai.service.requests import Handover, Rules
 from caplai.store import queues
 from caplai.store.db import DatabaseThreads, conninfo, is_at_fault_itself
 from caplai.store.gauges import BOUND, Depths, look

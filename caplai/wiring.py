@@ -15,7 +15,7 @@ from caplai.domain.policy import ERRORS, Outcome
 from caplai.domain.replies import prepare
 from caplai.service import retention
 from caplai.service.credentials import SITE_WINDOW
-from caplai.service.reissue import Form, Rules
+from caplai.service.requests import Form, Rules
 from caplai.store import queues
 from caplai.store.keyring import Keys
 

@@ -9,7 +9,7 @@ from django.conf import settings
 from django.db import connection
 from django.test import TransactionTestCase
 
-from caplai.service.reissue import Rules
+from caplai.service.requests import Rules
 from caplai.store.db import connect
 from caplai.store.models import Account
 from caplai.wiring import reissue_rules

@@ -22,7 +22,8 @@ from caplai.channels.aggregators import Aggregator, charset_codec
 from caplai.domain import msisdn
 from caplai.domain.policy import Decision
 from caplai.service.answer import answer
-from caplai.service.reissue import Rules, tell
+from caplai.service.reissue import tell
+from caplai.service.requests import Rules
 from caplai.smpp import text
 from caplai.store.db import is_at_fault_itself
 from caplai.store.keyring import KeyringError

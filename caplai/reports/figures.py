@@ -121,8 +121,8 @@ class Figures:
         return self.returned / self.reissues if self.reissues else None
 
     def as_json(self) -> dict[str, object]:
-        """The names that the agency's systems read. Shares are parts of one; null where there is nothing to share. Times
-        are those of the agency's zone.
+        """The names that the agency's systems read. Shares are parts of one; null where there is nothing to share.
+        Times are those of the agency's zone.
         """
 
         def times(by_link: dict[str, Times]) -> dict[str, object]:

@@ -10,7 +10,8 @@ import psycopg
 
 from caplai.domain.policy import SILENT, Decision
 from caplai.service.deliver import compose
-from caplai.service.reissue import Rules, reissue, request_of
+from caplai.service.reissue import reissue, request_of
+from caplai.service.requests import Rules
 from caplai.store import queues
 from caplai.store.keyring import KeyringError
 from caplai.store.queues import Arrival, Waiting

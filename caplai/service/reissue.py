@@ -7,8 +7,7 @@ ask the domain and fold each outcome into the facts of the next, and write every
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -16,190 +15,16 @@ from uuid import UUID
 import psycopg
 
 from caplai.domain import msisdn
-from caplai.domain.grammar import BadCode, BadSyntax, Command, Grammar, OtherAgency, Reissue, understand
-from caplai.domain.issuing import VERSION, Keyring, guessable, new_case_ids
-from caplai.domain.policy import ERRORS, GRANTED, SILENT, Decision, Facts, Limits, OpenCase, Outcome, decide
+from caplai.domain.grammar import Reissue, understand
+from caplai.domain.policy import SILENT, Decision, decide
 from caplai.domain.replies import whole_minute
 from caplai.service import keys, locks
+from caplai.service.ledger import Case, Ledger, gather
+from caplai.service.requests import Handover, ReplyTo, Request, Rules
 from caplai.store import queues
 from caplai.store.db import array, is_at_fault_itself
 from caplai.store.keyring import KeyringError
 from caplai.watch import metrics, tracing, trail
-
-# The longest window of any limit: older cases are no facts.
-_HISTORY = timedelta(days=30)
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """What an issued password looks like."""
-
-    length: int
-    alphabet: str
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Rules:
-    """What the operator configured, as the re-issue needs it."""
-
-    grammar: Grammar
-    limits: Limits
-    form: Form
-    long_form: Form
-    lifetime: timedelta
-    guesses: int
-    guess_window: timedelta
-    keyring: Callable[[], Keyring]
-    """The issuing keys as they are now."""
-    wordings: Mapping[tuple[Outcome, str], str]
-    """The wording that tells an outcome, for each short code. Its id is asked for in each transaction: a database
-    that came back from a backup may have others, and this process may outlive that."""
-    short_code: str
-    """The short code that texts name when a message came to one that is not configured."""
-    mt_links: frozenset[str]
-    """The links that may send."""
-    mt_link: str | None
-    """The link of messages that answer none, or whose own link may not send."""
-
-    def wording(self, outcome: Outcome, short_code: str) -> str:
-        told = Outcome.ISSUED if outcome in GRANTED else outcome
-        return self.wordings.get((told, short_code)) or self.wordings[told, self.short_code]
-
-
-@dataclass(slots=True, repr=False)
-class ReplyTo:
-    """Where an answer goes: a link, the short code it comes from, and the phone as SMPP addresses it."""
-
-    link: str
-    sender: str
-    destination: str
-    ton: int | None = None
-    npi: int | None = None
-    at_once: bool = False
-    """It goes in the answer to the request itself, so its row is written as sent."""
-
-
-@dataclass(slots=True, repr=False)
-class Request:
-    """One request. `phone` is the proved phone (E.164), None where the sender is no phone of a person."""
-
-    command: Command
-    channel: str
-    phone: str | None
-    source: str
-    reply_to: ReplyTo
-    inbox: int | None = None
-
-
-@dataclass(slots=True, repr=False)
-class Handover:
-    """Replies that the deciding engine sends by its own links at once: they are written as claimed by it, and no claim
-    is needed. `room`: how many each link takes; `dues`: what was handed over, to be sent once it is committed.
-    """
-
-    engine: str
-    lease: timedelta
-    room: dict[str, int]
-    dues: list[queues.Due] = field(default_factory=list)
-
-    def takes(self, link: str) -> bool:
-        """Whether the link takes one more, which is its from now on."""
-        if not self.room.get(link):
-            return False
-        self.room[link] -= 1
-        return True
-
-
-@dataclass(slots=True, repr=False)
-class _Case:
-    """A case of an account, as stored or as opened in this batch."""
-
-    id: UUID
-    account: str
-    phone: str
-    opened_at: datetime
-    living: OpenCase
-    form: Form
-    key: str
-    """The id of its issuing key."""
-    version: int
-    opened: bool = False
-    """In this batch."""
-    joined: bool = False
-    spent: bool = False
-    """Strangers have used up its guesses: the owner's next request opens a long one instead."""
-
-
-@dataclass(slots=True, repr=False)
-class _Ledger:
-    """The facts of a batch, by subject; each outcome is folded in before the next is decided."""
-
-    now: datetime
-    open: bool
-    long: bool
-    key: str | None
-    """The issuing key that is active now; None where no process has agreed on one yet."""
-    wordings: dict[str, int]
-    """The ids of the rules' wordings, of those that this database knows."""
-    accounts: dict[str, str] = field(default_factory=dict)
-    """Approved accounts only: code → registered phone."""
-    cases: dict[str, _Case] = field(default_factory=dict)
-    """The case of an account that has not been ended, living or past its time."""
-    account_cases: dict[str, list[datetime]] = field(default_factory=dict)
-    phone_cases: dict[str, list[datetime]] = field(default_factory=dict)
-    phone_accounts: dict[str, int] = field(default_factory=dict)
-    errors: dict[str, list[datetime]] = field(default_factory=dict)
-    guessed: set[str] = field(default_factory=set)
-    """Accounts whose guesses strangers have used up."""
-    replaced: list[_Case] = field(default_factory=list)
-    opened: list[_Case] = field(default_factory=list)
-    ids: Iterator[UUID] = field(default_factory=new_case_ids)
-    """Of the cases to be opened."""
-
-    def facts(self, request: Request) -> Facts:
-        facts = Facts(open=self.open, phone_errors=self.errors.get(request.source, ()))
-        match request.command:
-            case Reissue(code):
-                case = self.cases.get(code)
-                facts.proved = request.phone is not None and self.accounts.get(code) == request.phone
-                facts.case = case.living if case and not case.spent else None
-                facts.account_cases = self.account_cases.get(code, ())
-                facts.phone_cases = self.phone_cases.get(request.phone or "", ())
-                facts.phone_accounts = self.phone_accounts.get(request.phone or "", 1)
-            case BadCode():
-                facts.understood = Outcome.BAD_CODE
-            case BadSyntax():
-                facts.understood = Outcome.BAD_SYNTAX
-            case OtherAgency():
-                facts.understood = Outcome.OTHER_AGENCY
-        return facts
-
-    def fold(self, request: Request, decision: Decision, rules: Rules) -> _Case | None:
-        """Take an outcome into the facts; returns the case whose password answers it."""
-        if decision.outcome in ERRORS:
-            self.errors.setdefault(request.source, []).append(self.now)
-        if decision.outcome not in GRANTED:
-            return None
-        assert isinstance(request.command, Reissue)
-        assert request.phone is not None
-        code, phone = request.command.code, request.phone
-        old = self.cases.get(code)
-        if decision.outcome is Outcome.JOINED:
-            assert old is not None
-            old.living.texts += 1
-            old.joined = True
-            return old
-        if old is not None:
-            self.replaced.append(old)
-        form = rules.long_form if self.long or code in self.guessed else rules.form
-        living = OpenCase(expires_at=whole_minute(self.now + rules.lifetime), texts=1)
-        key = self.key or rules.keyring().active
-        case = _Case(next(self.ids), code, phone, self.now, living, form, key, VERSION, opened=True)
-        self.cases[code] = case
-        self.opened.append(case)
-        self.account_cases.setdefault(code, []).append(self.now)
-        self.phone_cases.setdefault(phone, []).append(self.now)
-        return case
 
 
 def reissue_inbox(
@@ -279,9 +104,9 @@ def reissue(
     """
     locks.take(conn, _subjects(requests))
     keys.begin_opening(conn)
-    ledger = _gather(conn, requests, rules)
+    ledger = gather(conn, requests, rules)
     decisions: list[Decision] = []
-    cases: list[_Case | None] = []
+    cases: list[Case | None] = []
     for request in requests:
         decision = decide(ledger.facts(request), rules.limits, ledger.now)
         decisions.append(decision)
@@ -308,123 +133,12 @@ def _subjects(requests: Sequence[Request]) -> list[int]:
     return [locks.account_key(code) for code in codes] + [locks.phone_key(sender) for sender in senders]
 
 
-def _gather(conn: psycopg.Connection, requests: Sequence[Request], rules: Rules) -> _Ledger:
-    codes = sorted({request.command.code for request in requests if isinstance(request.command, Reissue)})
-    phones = sorted({request.phone for request in requests if request.phone is not None})
-    often: Counter[str | None] = Counter(request.phone for request in requests)
-    often.update(request.command.code for request in requests if isinstance(request.command, Reissue))
-    texts = list(set(rules.wordings.values()))
-    row = conn.execute(
-        "select clock_timestamp(),"
-        " coalesce((select (value->>'open')::bool from switch where name = 'service'), true),"
-        " coalesce((select (value->>'until')::timestamptz > now() from switch where name = 'guess_alarm'), false),"
-        " (select id from key where kind = 'issuing' and state = 'active'),"
-        " array(select w.id from unnest(%s::text[]) with ordinality as r (text, nth) left join wording w using (text)"
-        " order by nth)",
-        [array(texts)],
-    ).fetchone()
-    assert row is not None
-    now, is_open, long, key, ids = row
-    wordings = {text: id_ for text, id_ in zip(texts, ids, strict=True) if id_ is not None}
-    ledger = _Ledger(now, is_open, long, key, wordings)
-    since = ledger.now - _HISTORY
-    these_codes, these_phones = array(codes), array(phones)
-    if codes:
-        ledger.accounts = dict(
-            conn.execute(
-                "select code, phone from account where code = any(%s::text[]) and state = 'approved'",
-                [these_codes],
-            ).fetchall()
-        )
-        ledger.guessed = {
-            account
-            for (account,) in conn.execute(
-                "select account from guess where account = any(%s::text[]) and device is null and not cleared"
-                " and at > %s group by account having count(*) >= %s",
-                [these_codes, ledger.now - rules.guess_window, rules.guesses],
-            ).fetchall()
-        }
-        rows = conn.execute(
-            "select account, id, phone, opened_at, expires_at, ended_at, texts, length, alphabet, key, version"
-            " from reissue_case where account = any(%s::text[]) and (opened_at > %s or ended_at is null)"
-            " order by opened_at",
-            [these_codes, since],
-        ).fetchall()
-        for (
-            account,
-            id_,
-            phone,
-            opened_at,
-            expires_at,
-            ended_at,
-            told,
-            length,
-            alphabet,
-            made_by,
-            version,
-        ) in rows:
-            ledger.account_cases.setdefault(account, []).append(opened_at)
-            if ended_at is None:
-                living, form = OpenCase(expires_at, told), Form(length, alphabet)
-                case = _Case(id_, account, phone, opened_at, living, form, made_by, version)
-                case.spent = account in ledger.guessed and guessable(length, alphabet)
-                ledger.cases[account] = case
-    if codes and phones:
-        for phone, opened_at in conn.execute(
-            "select phone, opened_at from reissue_case where phone = any(%s::text[]) and opened_at > %s"
-            " order by opened_at",
-            [these_phones, since],
-        ).fetchall():
-            ledger.phone_cases.setdefault(phone, []).append(opened_at)
-        # Who asks once and has asked nothing lately is far from any limit, which these are multiplied with.
-        limited = [phone for phone in phones if phone in ledger.phone_cases or often[phone] > 1]
-        if limited:
-            ledger.phone_accounts = dict(
-                conn.execute(
-                    "select phone, count(*) from account where phone = any(%s::text[]) group by phone",
-                    [array(limited)],
-                ).fetchall()
-            )
-    sources = {request.source for request in requests if not _is_plain(request, ledger, often)}
-    if not sources:
-        return ledger
-    for source, decided_at in conn.execute(
-        "select source, decided_at from inbox where source = any(%s::text[]) and received_at > %s"
-        " and outcome = any(%s::text[]) and decided_at > %s order by decided_at",
-        [
-            array(sorted(sources)),
-            ledger.now - timedelta(days=1),
-            [str(outcome) for outcome in ERRORS],
-            ledger.now - rules.limits.errors.window,
-        ],
-    ).fetchall():
-        ledger.errors.setdefault(source, []).append(decided_at)
-    return ledger
-
-
-def _is_plain(request: Request, ledger: _Ledger, often: Counter[str | None]) -> bool:
-    """Whether it is surely granted: an owner who asks once, and has asked for nothing lately. So nobody needs to know
-    how many errors this sender was told of.
-    """
-    match request.command:
-        case Reissue(code):
-            return (
-                ledger.open
-                and request.phone is not None
-                and ledger.accounts.get(code) == request.phone
-                and code not in ledger.account_cases
-                and request.phone not in ledger.phone_cases
-                and often[code] == often[request.phone] == 1
-            )
-    return False
-
-
 def _write(
     conn: psycopg.Connection,
-    ledger: _Ledger,
+    ledger: Ledger,
     requests: Sequence[Request],
     decisions: Sequence[Decision],
-    cases: Sequence[_Case | None],
+    cases: Sequence[Case | None],
     rules: Rules,
     handover: Handover | None,
 ) -> None:
@@ -460,9 +174,9 @@ def _write(
 
 def _open_cases(
     conn: psycopg.Connection,
-    ledger: _Ledger,
+    ledger: Ledger,
     requests: Sequence[Request],
-    cases: Sequence[_Case | None],
+    cases: Sequence[Case | None],
     rules: Rules,
 ) -> None:
     ring = rules.keyring()
@@ -499,10 +213,10 @@ def _open_cases(
 
 def _write_replies(
     conn: psycopg.Connection,
-    ledger: _Ledger,
+    ledger: Ledger,
     requests: Sequence[Request],
     decisions: Sequence[Decision],
-    cases: Sequence[_Case | None],
+    cases: Sequence[Case | None],
     rules: Rules,
     handover: Handover | None,
 ) -> None:
@@ -569,7 +283,7 @@ def _write_replies(
 def _due(
     request: Request,
     decision: Decision,
-    case: _Case | None,
+    case: Case | None,
     wording: str,
     until: datetime | None,
     now: datetime,

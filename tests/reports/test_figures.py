@@ -391,7 +391,8 @@ def test_the_published_history_prints_the_published_figures(conn, caplai):
     assert "Approved accounts 2,164 (counted" in english and "\npassword 568\n" in english
     found = json.loads(caplai("--from", "2021-09-29", "--to", "2021-10-15", "--json").stdout)
     assert list(found) == [
-        "from", "to", "at", "approved_accounts", "approved_accounts_at", "messages", "reissues", "reissues_share_of_accounts", "people",
+        "from", "to", "at", "approved_accounts", "approved_accounts_at", "messages", "reissues",
+        "reissues_share_of_accounts", "people",
         "growth_over_months_before", "heaviest", "seconds_to_reply", "seconds_to_sign_in", "returned_within_30_days",
     ]  # fmt: skip
     assert found["messages"] == {"otp": 180, "password": 180, "received": 0}

@@ -16,7 +16,8 @@ from caplai.domain.grammar import Reissue
 from caplai.domain.policy import Outcome
 from caplai.service import keys
 from caplai.service.presence import Presence
-from caplai.service.reissue import ReplyTo, Request, reissue
+from caplai.service.reissue import reissue
+from caplai.service.requests import ReplyTo, Request
 from caplai.store.db import connect
 from caplai.store.keyring import KeyringError, KeyringFile
 from caplai.store.models import Case, Event, Login

@@ -19,7 +19,8 @@ from caplai.domain.grammar import Reissue
 from caplai.domain.policy import GRANTED, Outcome
 from caplai.service import locks, register
 from caplai.service.register import BadRow, WrongFile, import_accounts, read_lines
-from caplai.service.reissue import ReplyTo, Request, reissue
+from caplai.service.reissue import reissue
+from caplai.service.requests import ReplyTo, Request
 from caplai.store.db import connect
 from caplai.store.models import Account, Case
 

@@ -9,7 +9,8 @@ from django.conf import settings
 from django.db.models import F
 
 from caplai.service.deliver import compose
-from caplai.service.reissue import Handover, reissue_inbox, reissue_one_by_one
+from caplai.service.reissue import reissue_inbox, reissue_one_by_one
+from caplai.service.requests import Handover
 from caplai.store import queues
 from caplai.store.db import connect
 from caplai.store.models import Account, Case, Guess, Inbox, Outbox, Switch

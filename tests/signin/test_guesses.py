@@ -19,7 +19,8 @@ from caplai.domain.grammar import Reissue
 from caplai.domain.issuing import DIGITS, LETTERS, Keyring
 from caplai.service import credentials
 from caplai.service.credentials import Outcome
-from caplai.service.reissue import ReplyTo, Request, reissue
+from caplai.service.reissue import reissue
+from caplai.service.requests import ReplyTo, Request
 from caplai.signin.backend import rules as configured
 from caplai.store.db import connect
 from caplai.store.keyring import Agreed, Token
