@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import stat
 import sys
 import threading
 import traceback
@@ -141,20 +142,20 @@ def _fields(record: logging.LogRecord) -> list[tuple[str, Any]]:
 
 
 class Stderr(logging.Handler):
-    """Writes whole lines, as many at once as reach a pipe in one piece, so that no two processes' mingle."""
+    """Writes whole lines, as many at once as arrive in one piece (in a file all of them), so that no two processes'
+    mingle.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
         if sys.__stderr__ is None:  # closed from the start: the number 2 may be anything's
             return
         try:
             data = self._line(record).encode("utf-8", "backslashreplace") + b"\n"
+            # Each call lets another thread go on, for whose end we wait: so no more of them than must be.
+            most = _PIPE_BUF if len(data) > _PIPE_BUF and not stat.S_ISREG(os.fstat(2).st_mode) else len(data)
             start = 0
             while start < len(data):
-                end = (
-                    len(data)
-                    if len(data) - start <= _PIPE_BUF
-                    else data.rfind(b"\n", start, start + _PIPE_BUF) + 1
-                )
+                end = len(data) if len(data) - start <= most else data.rfind(b"\n", start, start + most) + 1
                 end = end or data.find(b"\n", start) + 1  # a line that is longer than that
                 _write(memoryview(data)[start:end])
                 start = end

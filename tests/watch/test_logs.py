@@ -157,8 +157,9 @@ def test_json_is_what_is_logged_where_no_terminal_shows_it(monkeypatch):
     assert formatter.endswith("Plain")
 
 
-def test_long_batches_of_two_processes_do_not_mingle():
-    """Each writes 200 batches of 60 lines to one pipe, more at once than a pipe takes in one piece."""
+@pytest.mark.parametrize("kind", ["pipe", "file"])
+def test_long_batches_of_two_processes_do_not_mingle(tmp_path, kind):
+    """Each writes 200 batches of 60 lines to one place, more at once than a pipe takes in one piece."""
     writer = """
 import logging.config, sys
 from caplai.watch import logs, trail
@@ -166,11 +167,17 @@ logging.config.dictConfig(logs.configuration("json", "info", messages=True))
 for batch in range(200):
     trail.DECIDED.write((n, sys.argv[1], 0.5) for n in range(60))
 """
-    read, write = os.pipe()
+    if kind == "pipe":
+        read, write = os.pipe()
+    else:
+        write = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     both = [subprocess.Popen([sys.executable, "-c", writer, name], stderr=write) for name in "ab"]
     os.close(write)
-    with open(read, encoding="utf-8") as pipe:
-        lines = [json.loads(line) for line in pipe]
+    if kind == "file":
+        assert [process.wait() for process in both] == [0, 0]
+        read = os.open(tmp_path / "log", os.O_RDONLY)
+    with open(read, encoding="utf-8") as log:
+        lines = [json.loads(line) for line in log]
     assert [process.wait() for process in both] == [0, 0]
     for name in "ab":
         assert [line["request"] for line in lines if line["outcome"] == name] == [*map(str, range(60))] * 200
