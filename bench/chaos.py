@@ -33,7 +33,6 @@ from caplai.simulator import Simulator, SimulatorConfig
 from caplai.simulator.smsc import Rules
 from caplai.store.keyring import KeyringFile
 
-CITIZENS = 10_000
 ENGINES = 2
 _FAULTS = {
     "engine killed": 5,
@@ -77,6 +76,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench chaos", description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200, help="faults, all together (200)")
     parser.add_argument("--rate", type=int, default=60, help="texts a second (60)")
+    parser.add_argument("--citizens", type=int, default=10_000, help="who text (10,000)")
     parser.add_argument("--people", type=float, default=3, help="people who sign in, a second (3)")
     parser.add_argument(
         "--pause", type=float, default=0.7, help="seconds between faults, on average, at least (0.7)"
@@ -124,7 +124,7 @@ class _Run:
         rules = Rules(retries=10_000, pause=0.3, longest_pause=2.0, enquire_link=5.0, response=4.0)
         async with Simulator(SimulatorConfig(rules=rules)) as simulator:
             phones = Phones(
-                simulator, random.Random(f"{seed}/texts"), citizens=CITIZENS, rate=self.options.rate
+                simulator, random.Random(f"{seed}/texts"), citizens=self.options.citizens, rate=self.options.rate
             )
             port = processes.free_port("127.0.0.1", 0)
             url = processes.url("127.0.0.1", port)
@@ -154,9 +154,10 @@ class _Run:
                 await asyncio.gather(texting, *self._hung)
                 await asyncio.to_thread(self.server.ensure_running)
                 began = time.monotonic()
-                settled = await _ledger.settle(dsn, simulator, meanwhile=self._tend)
+                patience = 120 + len(phones.sent) / 1_000
+                settled = await _ledger.settle(dsn, simulator, patience, meanwhile=self._tend)
                 if not settled:
-                    self.broken.append("messages or replies still wait, two minutes after the last fault")
+                    self.broken.append(f"messages or replies still wait, {patience:.0f} s after the last fault")
                 healed = time.monotonic() - began
                 await signing_in
                 keyring = KeyringFile(self.folder / "keyring.json").ring("issuing")
@@ -197,7 +198,7 @@ class _Run:
         }
         processes.setup_django()
         processes.migrate()
-        add_accounts(dsn, CITIZENS)
+        add_accounts(dsn, self.options.citizens)
         return dsn
 
     async def _strike(self, simulator: Simulator, phones: Phones, people: People) -> None:
