@@ -1,6 +1,11 @@
-"""What a database has done, by PostgreSQL's own statistics, and on what machine. (Of processes: bench/_proc.py.)"""
+"""What a database has done, by PostgreSQL's own statistics, on what machine, and how it is told.
 
+(Of processes: bench/_proc.py.)
+"""
+
+import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,3 +55,16 @@ def machine() -> dict[str, object]:
         "memory_gb": round(memory / 1e9),
         "load_before": round(os.getloadavg()[0], 1),
     }
+
+
+def show(report: Mapping[str, Any], *, as_json: bool) -> None:
+    """Print what was measured, as JSON or a line each."""
+    if as_json:
+        print(json.dumps(report, indent=1, ensure_ascii=False))
+        return
+    for name, value in report.items():
+        if isinstance(value, list) and value:
+            value = "\n  ".join(["", *value])
+        elif isinstance(value, dict):
+            value = ", ".join(f"{key} {each}" for key, each in value.items())
+        print(f"{name:<32} {value}")

@@ -24,7 +24,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import _apart, _ledger
+from bench import _apart, _ledger, _measure
 from bench._load import People, Phones, add_accounts, until
 from bench._parts import Part, plain_environment
 from caplai import processes
@@ -100,11 +100,7 @@ def main(arguments: list[str]) -> int:
             stack.enter_context(tempfile.TemporaryDirectory(prefix="caplai-chaos-"))
         )
         report = asyncio.run(_Run(folder, options).play())
-    if options.json:
-        print(json.dumps(report, indent=1))
-    else:
-        for name, value in report.items():
-            print(f"{name:<28} {value}")
+    _measure.show(report, as_json=options.json)
     return 1 if report["broken"] else 0
 
 
@@ -124,7 +120,10 @@ class _Run:
         rules = Rules(retries=10_000, pause=0.3, longest_pause=2.0, enquire_link=5.0, response=4.0)
         async with Simulator(SimulatorConfig(rules=rules)) as simulator:
             phones = Phones(
-                simulator, random.Random(f"{seed}/texts"), citizens=self.options.citizens, rate=self.options.rate
+                simulator,
+                random.Random(f"{seed}/texts"),
+                citizens=self.options.citizens,
+                rate=self.options.rate,
             )
             port = processes.free_port("127.0.0.1", 0)
             url = processes.url("127.0.0.1", port)
@@ -157,7 +156,9 @@ class _Run:
                 patience = 120 + len(phones.sent) / 1_000
                 settled = await _ledger.settle(dsn, simulator, patience, meanwhile=self._tend)
                 if not settled:
-                    self.broken.append(f"messages or replies still wait, {patience:.0f} s after the last fault")
+                    self.broken.append(
+                        f"messages or replies still wait, {patience:.0f} s after the last fault"
+                    )
                 healed = time.monotonic() - began
                 await signing_in
                 keyring = KeyringFile(self.folder / "keyring.json").ring("issuing")

@@ -9,7 +9,6 @@ process and by the command line, and what is printed is checked against the tota
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from typing import Any
 
 import psycopg
 
+from bench import _measure
 from bench._parts import plain_environment
 from caplai.local_postgres import LocalPostgres
 
@@ -149,11 +149,7 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="caplai-figures-") as folder:
         report = run(Path(folder), Totals.at(options.scale))
     report = {"scale": options.scale, **report}
-    if options.json:
-        print(json.dumps(report, indent=1, ensure_ascii=False))
-    else:
-        for name, value in report.items():
-            print(f"{name:<28} {value}")
+    _measure.show(report, as_json=options.json)
     return 1 if report["broken"] else 0
 
 
@@ -166,12 +162,12 @@ def run(folder: Path, totals: Totals) -> dict[str, Any]:
 
         processes.setup_django()
         processes.migrate()
-        return _measure(folder, totals)
+        return _figure(folder, totals)
     finally:
         server.stop()
 
 
-def _measure(folder: Path, totals: Totals) -> dict[str, Any]:
+def _figure(folder: Path, totals: Totals) -> dict[str, Any]:
     from caplai.reports import rollups
     from caplai.reports.figures import figures
     from caplai.store.db import connect

@@ -20,7 +20,7 @@ import psycopg
 
 from bench import _measure
 from bench._crowd import Mix, phone_of
-from bench.wave import World, parser_of, show, texts, world
+from bench.wave import World, parser_of, texts, world
 from caplai.store.db import array
 
 _BATCH = 500
@@ -134,5 +134,5 @@ def main(arguments: list[str]) -> int:
         "machine": machine,
         "broken": wave["broken"],
     }
-    show(report, as_json=options.json)
+    _measure.show(report, as_json=options.json)
     return 1 if wave["broken"] else 0

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import psycopg
 
+from bench import _measure
 from bench._parts import plain_environment
 from caplai import processes
 from caplai.domain import msisdn
@@ -42,18 +43,14 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="caplai-import-") as folder:
         server = LocalPostgres(Path(folder, "postgres"))
         try:
-            report = _measure(Path(folder), server.ensure_running().dsn, options)
+            report = _run(Path(folder), server.ensure_running().dsn, options)
         finally:
             server.stop()
-    if options.json:
-        print(json.dumps(report, indent=1))
-    else:
-        for name, value in report.items():
-            print(f"{name:<28} {value}")
+    _measure.show(report, as_json=options.json)
     return 1 if report["broken"] else 0
 
 
-def _measure(folder: Path, dsn: str, options: argparse.Namespace) -> dict[str, object]:
+def _run(folder: Path, dsn: str, options: argparse.Namespace) -> dict[str, object]:
     os.environ |= {"CAPLAI_DATABASE_URL": dsn, "CAPLAI_DATA_DIR": str(folder)}
     processes.setup_django()
     processes.migrate()

@@ -93,7 +93,7 @@ def main(arguments: list[str]) -> int:
         parser.exit(2, "the peer is Kannel: apt-get install kannel\n")
     with wave.world(options, "peer") as it:
         report = run(it, options)
-    wave.show(report, as_json=options.json)
+    _measure.show(report, as_json=options.json)
     return 1 if report["broken"] else 0
 
 

@@ -3,8 +3,9 @@
 The bar (bar.md): at least 1.3 times the wave's rate. Both at the rate that is answered ("max").
 """
 
+from bench import _measure
 from bench._crowd import REFUSALS, Mix
-from bench.wave import parser_of, show, texts, world
+from bench.wave import parser_of, texts, world
 
 
 def main(arguments: list[str]) -> int:
@@ -25,5 +26,5 @@ def main(arguments: list[str]) -> int:
         "machine": wave["machine"],
         "broken": broken,
     }
-    show(report, as_json=options.json)
+    _measure.show(report, as_json=options.json)
     return 1 if broken else 0

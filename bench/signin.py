@@ -12,7 +12,6 @@ costs alone by what a sign-in costs. The ratio of the rates by the clock, people
 
 import argparse
 import asyncio
-import json
 import multiprocessing
 import os
 import re
@@ -25,7 +24,7 @@ from statistics import quantiles
 import psycopg
 from argon2 import low_level
 
-from bench import _http
+from bench import _http, _measure
 from bench._site import PASSWORD, Site
 
 BAR = 0.9
@@ -43,11 +42,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="caplai-signin-") as folder:
         report = run(Path(folder), options.seconds)
-    if options.json:
-        print(json.dumps(report, indent=1))
-    else:
-        for name, value in report.items():
-            print(f"{name:<32} {value}")
+    _measure.show(report, as_json=options.json)
     return 1 if report["broken"] else 0
 
 

@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
     rate = 0.0 if options.rate == "max" else float(options.rate)
     with world(options, "wave", statements=options.statements) as it:
         report = it.wave(texts(options, Mix(), rate), profile=options.profile)
-    show(report, as_json=options.json)
+    _measure.show(report, as_json=options.json)
     return 1 if report["broken"] else 0
 
 
@@ -93,18 +93,6 @@ def world(options: argparse.Namespace, name: str, *, statements: bool = False) -
         yield stack.enter_context(
             World(folder, options.accounts, engines=options.engines, statements=statements)
         )
-
-
-def show(report: Mapping[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(report, indent=1))
-        return
-    for name, value in report.items():
-        if isinstance(value, list) and value:
-            value = "\n  ".join(["", *value])
-        elif isinstance(value, dict):
-            value = ", ".join(f"{key} {each}" for key, each in value.items())
-        print(f"{name:<26} {value}")
 
 
 def add_accounts(conn: psycopg.Connection[Any], citizens: int) -> None:

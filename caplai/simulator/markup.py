@@ -113,6 +113,19 @@ def link(**query: str) -> str:
     return escape("/?" + urlencode({key: value for key, value in query.items() if value}))
 
 
+def head(language: str, title: str) -> str:
+    """How each page begins, its title and style."""
+    return f"""<!doctype html>
+<html lang="{language}">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{title}</title>
+<link rel="icon" href="/static/icon.svg" type="image/svg+xml">
+<link rel="stylesheet" href="/static/phone.css">"""
+
+
 def page(view: View) -> str:
     """The whole page. Everything works by links and forms; phone.js only spares the reloading."""
     # Without JavaScript the page looks again by itself, but only while an answer may still be on its way:
@@ -121,15 +134,7 @@ def page(view: View) -> str:
     other = "en" if view.language == "vi" else "vi"
     troubles = f" ({view.troubles})" if view.troubles else ""
     title = view.word("title")
-    return f"""<!doctype html>
-<html lang="{view.language}">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title}</title>
-<link rel="icon" href="/static/icon.svg" type="image/svg+xml">
-<link rel="stylesheet" href="/static/phone.css">
+    return f"""{head(view.language, title)}
 {refresh}<script src="/static/phone.js" defer></script>
 </head>
 <body class="{"talking" if view.phone else "choosing"}">

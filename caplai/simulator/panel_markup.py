@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from html import escape
 from urllib.parse import quote
 
+from caplai.simulator.markup import head
 from caplai.simulator.phones import show_number
 from caplai.simulator.scenarios import CATALOGUE, NUMBERS, Part, Scenario, Setting
 
@@ -84,15 +85,7 @@ def panel(view: PanelView) -> str:
     """The whole page; all of it is links and forms."""
     other = "en" if view.language == "vi" else "vi"
     title = view.word("title")
-    return f"""<!doctype html>
-<html lang="{view.language}">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title}</title>
-<link rel="icon" href="/static/icon.svg" type="image/svg+xml">
-<link rel="stylesheet" href="/static/phone.css">
+    return f"""{head(view.language, title)}
 </head>
 <body class="carrier">
 <header>
