@@ -2,9 +2,9 @@
 
 Three parties on one machine: phones with their carrier (bench/_crowd.py, the simulator's SMSC on a real socket),
 `caplai engine`, and an embedded PostgreSQL as the product configures it, each in processes of their own. With
-`--engines 2` a second engine decides for the first, which holds the link (`CAPLAI_ENGINES`). The load is
-open: texts come when they are due, whether or not the ones before are answered, and a reply's time counts from when
-its text was due. Citizens are drawn as in life: most ask once, a few again and again, 5 % of the texts are
+`--engines 2` a second engine decides, too, for the link that the first holds, as with `caplai up` and CAPLAI_ENGINES=2.
+The load is open: texts come when they are due, whether or not the ones before are answered, and a reply's time counts
+from when its text was due. Citizens are drawn as in life: most ask once, a few again and again, 5 % of the texts are
 malformed, 3 % come from the wrong phone.
 
 In the end the store must agree with the phones (each text stored once, decided, answered once or silenced), and a
@@ -222,7 +222,7 @@ class World:
         end = time.monotonic() + 60
         while self.conn.execute(there).fetchone() != (True, engines):
             if time.monotonic() > end:
-                raise SystemExit("the engine has not bound within a minute")
+                raise SystemExit("the engines are not up, or none has bound, after a minute")
             time.sleep(0.1)
         time.sleep(1)  # it has its row; its first claims are behind it then
 

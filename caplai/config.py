@@ -299,7 +299,7 @@ class Config(BaseSettings):
     engines: int = Field(
         1,
         ge=1,
-        le=16,
+        le=8,
         description="Engines that `caplai up` runs. Each keeps one core busy at most; the probes of the second are at"
         " ten ports above `watch.engine_port`, and so on.",
     )
@@ -357,6 +357,11 @@ class Config(BaseSettings):
         names = [link.name for link in self.links] + [aggregator.name for aggregator in self.aggregators]
         if len(set(names)) != len(names):
             raise ValueError("links: two of them (or of the aggregators) have the same name")
+        ports = [self.watch.engine_port + 10 * number for number in range(self.engines)]
+        if self.watch.engine_port and (ports[-1] > 65535 or self.watch.web_port in ports):
+            raise ValueError(
+                "watch.engine_port: choose another, so that each of the engines has a port of its own"
+            )
         if self.service.mt_link is not None and self.service.mt_link not in names:
             raise ValueError(f"service.mt_link names no link: {self.service.mt_link}")
         try:

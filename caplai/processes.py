@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import itertools
 import logging
 import os
 import re
@@ -418,16 +419,19 @@ class Children:
             raise ChildFailed(f"{name} did not start: nothing listens on {address}:{port}.")
 
     def stop(self, seconds: float = 15.0) -> None:
-        """End them all, the last first. Who does not go within the time is killed, and so are all when
-        Stopped is raised here.
+        """End them all, the last first, those of one name together. Who does not go within the time is killed, and so
+        are all when Stopped is raised here.
         """
         try:
-            for child in reversed(self.children):
-                if child.status is None and not _has_ended(child.process):
+            for name, alike in itertools.groupby(reversed(self.children), key=lambda child: child.name):
+                left = [child for child in alike if child.status is None and not _has_ended(child.process)]
+                for child in left:
                     child.process.terminate()
-                    _wait(child.process, seconds)
+                end = time.monotonic() + seconds
+                for child in left:
+                    _wait(child.process, end - time.monotonic())
                     if not _has_ended(child.process):
-                        log.error("%s did not stop within %.0f s; killing it", child.name, seconds)
+                        log.error("%s did not stop within %.0f s; killing it", name, seconds)
         finally:
             for child in reversed(self.children):
                 if child.status is None:

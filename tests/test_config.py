@@ -78,6 +78,7 @@ def test_the_environment_goes_over_the_file(file, monkeypatch):
         ("[password]\nlifetime = 60", "password.lifetime: must be between ten minutes and 72 hours"),
         ("public_url = 'example.vn'", "public_url: must start with http:// or https://"),
         ("[service]\nmt_link = 'b'" + LINK, "service.mt_link names no link: b"),
+        ("engines = 2\nwatch.web_port = 8012\n" + LINK, "watch.engine_port: choose another"),
         (LINK + LINK, "two of them (or of the aggregators) have the same name"),
         (LINK + AGGREGATOR.replace("vnpt", "viettel"), "two of them (or of the aggregators)"),
         (AGGREGATOR.replace('["aaaaaaaaaaaaaaaa"]', "[]"), "aggregators.0.secrets"),

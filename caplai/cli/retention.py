@@ -18,7 +18,7 @@ def retention_run(dry_run: bool) -> None:
     """Remove now what is too old; days that the figures have not counted yet are counted before.
 
     It works beside a running service, in small steps; Ctrl-C stops it anywhere, and the next run goes
-    on. Exit status: 0 done, 1 another run is at it, or something gave way to the flow and is left.
+    on. Exit status: 0 done, 1 another run is at it (or at the figures), or something gave way to the flow and is left.
     """
     import threading
 
@@ -35,7 +35,10 @@ def retention_run(dry_run: bool) -> None:
                 for due in service.due(conn, keep):
                     click.echo(f"{due.rows:>12}  {due.says}, older than {local_time(due.before)}")
                 return
-            if days := rollups.keep_built(conn, threading.Event()):
+            days = rollups.keep_built(conn, threading.Event())
+            if days is None:
+                raise Failure("An engine is counting days for the figures. Try again in a minute.")
+            if days:
                 click.echo(f"{len(days):>12}  days counted for the figures")
             left = False
 

@@ -159,6 +159,7 @@ class Keyring:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keys", MappingProxyType(dict(self.keys)))
+        _keyed.cache_clear()  # a ring that is read anew may lack a key, which is to be forgotten
         if self.active not in self.keys:
             raise ValueError(f"the active issuing key {self.active!r} is not in the keyring")
         for key_id, key in self.keys.items():

@@ -171,12 +171,12 @@ def last_of_month(day: date) -> date:
 # --- building them ---------------------------------------------------------------------------------
 
 
-def keep_built(conn: psycopg.Connection, stop: threading.Event) -> list[date]:
-    """Build the days that are over and not built yet, or whose figures may have changed; returns them.
+def keep_built(conn: psycopg.Connection, stop: threading.Event) -> list[date] | None:
+    """Build the days that are over and not built yet, or whose figures may have changed; returns them, or None if
+    another process is at it, which does it for us.
 
-    For an engine, once an hour: it gives the flow as much time as it takes itself, and ends soon after `stop`. Another
-    process that is at it does it for us. Needs a connection in autocommit. Raises psycopg.Error when the
-    database is away; the next call goes on.
+    For an engine, once an hour: it gives the flow as much time as it takes itself, and ends soon after `stop`. Needs a
+    connection in autocommit. Raises psycopg.Error when the database is away; the next call goes on.
     """
     try:
         with _alone(conn):
@@ -186,7 +186,7 @@ def keep_built(conn: psycopg.Connection, stop: threading.Event) -> list[date]:
             _build(conn, days, stop, lambda day: None, gently=True)
             return days
     except Busy:
-        return []
+        return None
 
 
 def rebuild(

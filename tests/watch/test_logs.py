@@ -178,6 +178,10 @@ for batch in range(200):
         read = os.open(tmp_path / "log", os.O_RDONLY)
     with open(read, encoding="utf-8") as log:
         lines = [json.loads(line) for line in log]
+    if kind == "file":  # each batch in one piece
+        assert all(
+            len({line["outcome"] for line in lines[n : n + 60]}) == 1 for n in range(0, len(lines), 60)
+        )
     assert [process.wait() for process in both] == [0, 0]
     for name in "ab":
         assert [line["request"] for line in lines if line["outcome"] == name] == [*map(str, range(60))] * 200
