@@ -32,6 +32,7 @@ import psycopg
 
 from bench import _measure, wave
 from bench._crowd import Mix, Options
+from bench._proc import Tree
 from caplai import processes
 
 BAR = 30
@@ -147,10 +148,10 @@ def _peer(it: wave.World, options: Options) -> dict[str, Any]:
         conn.execute("checkpoint")
     with wave._crowd(options) as (crowd, port), _stack(it.folder, port) as pids:
         pids |= {"phones": crowd.pid, "database": it.server.status().pid}
-        used = {name: _measure.family_cpu(pid) for name, pid in pids.items()}
+        used = {name: Tree(pid).seconds() for name, pid in pids.items()}
         wave._say(crowd)
         seen = json.loads(wave._line(crowd))
-        used = {name: _measure.family_cpu(pid) - used[name] for name, pid in pids.items()}
+        used = {name: Tree(pid).seconds() - used[name] for name, pid in pids.items()}
         wave._say(crowd)
     replies = max(1, seen["replies"])
     lost = seen["texts"] - seen["replies"]
