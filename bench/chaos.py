@@ -153,6 +153,7 @@ class _Run:
                 await asyncio.gather(texting, *self._hung)
                 await asyncio.to_thread(self.server.ensure_running)
                 began = time.monotonic()
+                # What the carrier still holds at the wave's rate takes minutes, at a thousand a second.
                 patience = 120 + len(phones.sent) / 1_000
                 settled = await _ledger.settle(dsn, simulator, patience, meanwhile=self._tend)
                 if not settled:

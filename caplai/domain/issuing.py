@@ -72,14 +72,11 @@ def _check_alphabet(alphabet: str) -> None:
         raise ValueError("the alphabet must have no spaces or invisible characters")
 
 
-def new_case_id() -> UUID:
-    """128 random bits, all of them (a version 4 UUID has 122)."""
-    return next(new_case_ids())
-
-
 def new_case_ids() -> Iterator[UUID]:
-    """Such ids without end. Drawn by the block: each call of the system lets another thread go on, and a batch that
-    gives way for each of its cases comes last.
+    """Ids for cases, without end: 128 random bits each, all of them (a version 4 UUID has 122).
+
+    Drawn by the block: each call of the system lets another thread go on, and a batch that gives way for each of its
+    cases comes last.
     """
     while True:
         block = secrets.token_bytes(16 * 256)

@@ -19,7 +19,6 @@ from caplai.domain.issuing import (
     derive,
     guessable,
     matches,
-    new_case_id,
     new_case_ids,
 )
 
@@ -152,7 +151,7 @@ def test_the_long_alphabet_has_no_look_alikes() -> None:
 
 
 def test_case_ids_are_random_in_all_their_bits() -> None:
-    ids = [*itertools.islice(new_case_ids(), 600), *(new_case_id() for _ in range(5))]
+    ids = list(itertools.islice(new_case_ids(), 600))
     assert len(set(ids)) == len(ids)
     ones = [sum(case_id.int >> bit & 1 for case_id in ids) for bit in range(128)]
     assert min(ones) > 0

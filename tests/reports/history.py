@@ -7,7 +7,7 @@ from datetime import datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
 from caplai.domain import msisdn
-from caplai.domain.issuing import new_case_id
+from caplai.domain.issuing import new_case_ids
 from caplai.reports.figures import HEAVIEST, QUANTILES, months_before
 from caplai.reports.rollups import RATIO
 
@@ -71,7 +71,7 @@ def text(conn, when, kind, *, link="viettel", account=None, case=None, inbox=Non
 
 def case(conn, when, account, *, used=None, channel="sms"):
     """A case, used after so many seconds or expired; its id."""
-    id_ = new_case_id()
+    id_ = next(new_case_ids())
     ended = when + (timedelta(seconds=used) if used else DAY)
     conn.execute(
         "insert into reissue_case (account, id, phone, channel, key, version, length, alphabet, texts, opened_at,"

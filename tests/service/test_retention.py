@@ -16,7 +16,7 @@ from django.conf import settings
 from caplai import engine
 from caplai.cli import main
 from caplai.config import RetentionSettings
-from caplai.domain.issuing import new_case_id
+from caplai.domain.issuing import new_case_ids
 from caplai.engine import Engine, retention_rules
 from caplai.service import locks, retention
 from caplai.service.reissue import reissue_inbox
@@ -69,7 +69,7 @@ def reply(
 
 
 def case(conn, opened_at, account="0123456789", *, phone=PHONE, used_after=None, open_=False):
-    id_ = new_case_id()
+    id_ = next(new_case_ids())
     ended = None if open_ else opened_at + (used_after or timedelta(hours=24))
     how = None if open_ else "used" if used_after else "expired"
     conn.execute(

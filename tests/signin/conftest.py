@@ -11,7 +11,7 @@ from django.conf import settings
 from django.test import Client
 from django.utils import timezone
 
-from caplai.domain.issuing import DIGITS, LETTERS, VERSION, Inputs, derive, new_case_id
+from caplai.domain.issuing import DIGITS, LETTERS, VERSION, Inputs, derive, new_case_ids
 from caplai.service import credentials
 from caplai.signin import backend
 from caplai.store.models import Account, Case, Login
@@ -50,7 +50,7 @@ def open_case(citizen) -> Callable[..., Opened]:
         now = timezone.now()
         case = Case.objects.create(
             account=account,
-            id=new_case_id(),
+            id=next(new_case_ids()),
             phone="+84327000686",
             channel="sms",
             key=ring.active,
