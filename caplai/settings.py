@@ -38,6 +38,7 @@ INSTALLED_APPS = [
     "allauth.headless",
     "caplai.store",
     "caplai.signin",
+    "caplai.portal",
 ]
 MIDDLEWARE = [
     "caplai.health.Probes",

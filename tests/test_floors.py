@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "service": {"domain", "store", "watch"},
     "channels": {"domain", "smpp", "store", "service", "watch"},
     "signin": {"domain", "store", "service", "watch"},
+    "portal": {"domain", "store", "service", "watch", "signin"},
     "reports": {"domain", "store"},
     "simulator": {"smpp"},
 }
