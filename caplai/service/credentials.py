@@ -1,9 +1,9 @@
 """Guesses and credentials: the verbs of the sign-in (service.md, "Guesses" and "The password that is issued").
 
-`check` decides about a name and a password, `choose` ends a case by storing the person's own password,
-`signed_in` closes a sign-in. Each is one transaction under the account's lock. The slow hash is always
-computed outside it: `check` first books the guess as a failure and takes that back if the password was right,
-so that a crash or sixteen attempts at once never yield a guess more than there is.
+`check` decides about a name and a password, `signed_in` closes a sign-in; what ends a case is using.py. Each is one
+transaction under the account's lock. The slow hash is always computed outside it: `check` first books the guess as a
+failure and takes that back if the password was right, so that a crash or sixteen attempts at once never yield a guess
+more than there is.
 
 A password that came with an import (`taken_over_password`) is checked by the hash of the system that it came from, and
 renewed to our own at its first success. Such a hash may cost ten times ours, so an account that still has one could be
@@ -36,13 +36,12 @@ from django.contrib.auth.hashers import (
     verify_password,
 )
 from django.db import connection, transaction
-from django.db.models.functions import Now
 
 from caplai.domain.grammar import CODE_LENGTH
 from caplai.domain.issuing import Inputs, Keyring, guessable, matches
 from caplai.service import locks
 from caplai.store import db
-from caplai.store.models import Account, Case, Device, Event, Guess, Login, TakenOverPassword, new_stamp
+from caplai.store.models import Account, Guess, Login, TakenOverPassword
 
 log = logging.getLogger(__name__)
 
@@ -69,17 +68,6 @@ class Outcome(Enum):
     """Nothing was looked at and nothing counted; `retry_at` says when it will be."""
     TRY_AGAIN = "try_again"
     """This host lacks a key; nothing was counted."""
-
-
-class Choice(Enum):
-    """What `choose` did."""
-
-    CHOSEN = "chosen"
-    SAME_AS_ISSUED = "same_as_issued"
-    ENDED = "ended"
-    """The case ended meanwhile (used elsewhere, expired, …), or the login was switched off."""
-    TRY_AGAIN = "try_again"
-    """This host lacks the case's key."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -200,7 +188,7 @@ def check(username: str, password: str, *, device: str | None, network: str, rul
         encoded = (facts.usable and facts.encoded) or UNUSABLE_PASSWORD_PREFIX
         accepts_issued = facts.usable and _accepts_issued(facts, rules)
         # All keys before the first comparison: what is compared must be counted if it is wrong.
-        if not (_has_pepper(encoded, rules) and (not accepts_issued or _has_issuing(facts.key, rules))):
+        if not (_has_pepper(encoded, rules) and (not accepts_issued or has_issuing(facts.key, rules))):
             return Checked(Outcome.TRY_AGAIN)
         issued = accepts_issued and _is_issued(password, facts, rules)
         if not issued:
@@ -233,56 +221,6 @@ def _wrong(guess: int, rules: Rules) -> Checked:
     if guess % max(1, rules.site_failures // 100) == 0:
         _raise_alarm(rules)
     return Checked(Outcome.WRONG)
-
-
-def is_choosable(login: Login, case_id: UUID) -> bool:
-    """Whether this case's password still lets its owner, as just read from the store, choose one."""
-    return (
-        login.is_active
-        and Case.objects.filter(
-            account=login.account_id, id=case_id, ended_at__isnull=True, expires_at__gt=Now()
-        ).exists()
-    )
-
-
-def choose(login: Login, case_id: UUID, password: str, *, attempt: str, rules: Rules) -> Choice:
-    """Store the password that the person chose, and end everything that came before it.
-
-    One transaction: the new password, the end of the case, of a password that was taken over, of all sessions (by
-    the stamp), of the remembered devices, and of the guesses. `login` is changed in place, so that a session may be
-    opened for it. `attempt` names one pending sign-in: the same form sent twice is answered CHOSEN twice and stored
-    once.
-    """
-    hashed = make_password(password)
-    code = login.account_id
-    with transaction.atomic():
-        _lock(code)
-        case = Case.objects.filter(account=code, id=case_id).first()
-        approved = Account.objects.filter(code=code, state=Account.State.APPROVED)
-        if case is None or not approved.exists() or not _hold_active(login):
-            return Choice.ENDED
-        if case.ended_as == Case.End.USED:
-            return _again(login, case_id, attempt)
-        if case.ended_at is not None or case.expires_at <= _now():
-            return Choice.ENDED
-        if not _has_issuing(case.key, rules):
-            return Choice.TRY_AGAIN
-        if matches(
-            rules.issuing.keys[case.key],
-            Inputs(case.version, case.id, code, case.length, case.alphabet),
-            password,
-        ):
-            return Choice.SAME_AS_ISSUED
-        login.password, login.stamp = hashed, new_stamp()  # type: ignore[assignment]
-        login.save(update_fields=["password", "stamp"])
-        TakenOverPassword.objects.filter(code=code).delete()
-        Case.objects.filter(account=code, id=case_id).update(ended_at=Now(), ended_as=Case.End.USED)
-        Device.objects.filter(login=login).delete()
-        Guess.objects.filter(account=code, cleared=False).update(cleared=True)
-        Event.objects.create(
-            kind="password_chosen", login_id=login.pk, case_id=case_id, data={"attempt": attempt}
-        )
-    return Choice.CHOSEN
 
 
 _CLOSE = """
@@ -334,7 +272,8 @@ def signed_in(login: Login, device: str | None, also: Callable[[], object] = lam
     return device if known else new
 
 
-def _lock(username: str) -> None:
+def lock(username: str) -> None:
+    """Hold the account's lock until the transaction (of Django's connection) ends."""
     connection.ensure_connection()
     locks.take(connection.connection, _keys(username))
 
@@ -400,7 +339,8 @@ def _accepts_issued(facts: _Facts, rules: Rules) -> bool:
     return facts.guesses < rules.guesses or not guessable(facts.length, facts.alphabet)
 
 
-def _has_issuing(key: str, rules: Rules) -> bool:
+def has_issuing(key: str, rules: Rules) -> bool:
+    """Whether this host has the issuing key; that it lacks one is logged."""
     if rules.issuing.get(key) is not None:
         return True
     _tell_missing("issuing key", key)
@@ -423,7 +363,7 @@ def _tell_missing(kind: str, key: str) -> None:
     log.error("the %s %s is missing on this host: whose password needs it is told to try again", kind, key)
 
 
-def _hold_active(login: Login, **same: str) -> bool:
+def hold_active(login: Login, **same: str) -> bool:
     """Whether the login is (still) active and the `same`; if so it stays, until the transaction ends."""
     held = Login.objects.select_for_update(no_key=True).filter(pk=login.pk, is_active=True, **same)
     return held.values("pk").first() is not None
@@ -446,12 +386,12 @@ def _renew(facts: _Facts, guess: int, encoded: str) -> Checked:
     """A taken-over password was right: from now on it is one of ours."""
     assert facts.code
     with transaction.atomic():
-        _lock(facts.code)
+        lock(facts.code)
         # Only if it is still the one that was verified: it may have been ended meanwhile, or renewed.
         ended, _ = TakenOverPassword.objects.filter(code=facts.code, hash=facts.taken_over).delete()
         approved = Account.objects.filter(code=facts.code, state=Account.State.APPROVED).exists()
         login = _login_of(facts.code) if ended and approved else None
-        if login is None or not _hold_active(login):
+        if login is None or not hold_active(login):
             transaction.set_rollback(True)
             return Checked(Outcome.WRONG)
         login.password = encoded
@@ -475,22 +415,6 @@ def _raise_alarm(rules: Rules) -> None:
                 "%d failed sign-ins within an hour: for an hour, new cases get long passwords",
                 rules.site_failures,
             )
-
-
-def _again(login: Login, case_id: UUID, attempt: str) -> Choice:
-    mine = Event.objects.filter(
-        login_id=login.pk, kind="password_chosen", case_id=case_id, data__attempt=attempt
-    )
-    if not mine.exists():
-        return Choice.ENDED
-    login.refresh_from_db(fields=["password", "stamp"])
-    return Choice.CHOSEN
-
-
-def _now() -> datetime:
-    with connection.cursor() as cursor:
-        cursor.execute("select clock_timestamp()")
-        return cursor.fetchone()[0]
 
 
 def _hash(token: str) -> bytes:

@@ -13,7 +13,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.urls import path
 from django.utils.translation import gettext as _
 
-from caplai.service.credentials import Choice
+from caplai.service.using import Choice
 from caplai.signin.adapter import put_off
 from caplai.signin.forms import ChooseForm, LoginInput
 from caplai.signin.stages import ChoosePasswordStage

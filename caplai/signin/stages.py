@@ -7,8 +7,8 @@ from allauth.account.internal.stagekit import clear_login
 from allauth.account.stages import LoginStage
 from allauth.core.internal.httpkit import headed_redirect_response
 
-from caplai.service import credentials
-from caplai.service.credentials import Choice
+from caplai.service import using
+from caplai.service.using import Choice
 from caplai.signin.backend import rules
 from caplai.watch import metrics
 
@@ -34,12 +34,12 @@ class ChoosePasswordStage(LoginStage):
 
     def is_resumable(self, request) -> bool:
         """Whether the page is worth showing: the case is still open."""
-        return credentials.is_choosable(self.login.user, UUID(self.state["case"]))
+        return using.is_choosable(self.login.user, UUID(self.state["case"]))
 
     def choose(self, password: str) -> Choice:
         """Store the password. CHOSEN: call `exit()` next; ENDED: the pending sign-in is over."""
         case_id, attempt = UUID(self.state["case"]), self.state["attempt"]
-        choice = credentials.choose(self.login.user, case_id, password, attempt=attempt, rules=rules())
+        choice = using.choose(self.login.user, case_id, password, attempt=attempt, rules=rules())
         metrics.choices.labels(choice.value).inc()
         if choice is Choice.ENDED:
             clear_login(self.request)

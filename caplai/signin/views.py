@@ -16,7 +16,7 @@ from django.views.decorators.debug import sensitive_post_parameters
 from django.views.generic.edit import FormView
 
 from caplai.domain import msisdn
-from caplai.service.credentials import Choice
+from caplai.service.using import Choice
 from caplai.signin.adapter import THROTTLED, TRY_AGAIN, put_off
 from caplai.signin.forms import ChooseForm, LoginForm
 from caplai.signin.stages import ChoosePasswordStage

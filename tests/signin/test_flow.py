@@ -4,7 +4,7 @@ import pytest
 from django.db import IntegrityError, transaction
 from django.test import Client
 
-from caplai.service import credentials
+from caplai.service import credentials, using
 from caplai.signin.backend import rules as configured
 from caplai.store.models import Case, Device, Event, Guess, Login
 from tests.signin.conftest import CHOSEN, App, is_in, sign_in, wrong
@@ -235,12 +235,12 @@ def test_form_sent_twice_at_once_is_stored_once(citizen, open_case):
     assert login is not None
     twin = Login.objects.get(pk=login.pk)
 
-    def choose(who: Login, password: str, attempt: str) -> credentials.Choice:
-        return credentials.choose(who, opened.case.id, password, attempt=attempt, rules=rules)
+    def choose(who: Login, password: str, attempt: str) -> using.Choice:
+        return using.choose(who, opened.case.id, password, attempt=attempt, rules=rules)
 
-    assert choose(login, CHOSEN, "a") is credentials.Choice.CHOSEN
-    assert choose(twin, CHOSEN, "a") is credentials.Choice.CHOSEN
+    assert choose(login, CHOSEN, "a") is using.Choice.CHOSEN
+    assert choose(twin, CHOSEN, "a") is using.Choice.CHOSEN
     assert twin.get_session_auth_hash() == login.get_session_auth_hash()
-    assert choose(twin, "của người khác", "b") is credentials.Choice.ENDED
+    assert choose(twin, "của người khác", "b") is using.Choice.ENDED
     assert Login.objects.get().check_password(CHOSEN)
     assert Event.objects.count() == 1

@@ -17,7 +17,7 @@ from django.utils import timezone
 
 from caplai.domain.grammar import Reissue
 from caplai.domain.issuing import DIGITS, LETTERS, Keyring
-from caplai.service import credentials
+from caplai.service import credentials, using
 from caplai.service.credentials import Outcome
 from caplai.service.reissue import reissue
 from caplai.service.requests import ReplyTo, Request
@@ -305,8 +305,8 @@ def test_login_that_is_switched_off_while_it_chooses(browser, app, citizen, logi
     answer = app.choose("một mật khẩu khác")
     assert (answer.status_code, answer.json()["errors"][0]["code"]) == (409, "case_ended")
     assert browser.post("/choose-password/", {"new_password": CHOSEN})["Location"] == "/login/"
-    choice = credentials.choose(stale, opened.case.id, "của ai khác", attempt="a", rules=configured())
-    assert choice is credentials.Choice.ENDED
+    choice = using.choose(stale, opened.case.id, "của ai khác", attempt="a", rules=configured())
+    assert choice is using.Choice.ENDED
     assert Login.objects.get().password == login.password
     assert Case.objects.get().ended_at is None
 
@@ -498,18 +498,18 @@ def test_choosing_rechecks_its_case(citizen, open_case):
     ).login
     assert login is not None
 
-    def choose(password: str = CHOSEN) -> credentials.Choice:
-        return credentials.choose(login, opened.case.id, password, attempt="a", rules=configured())
+    def choose(password: str = CHOSEN) -> using.Choice:
+        return using.choose(login, opened.case.id, password, attempt="a", rules=configured())
 
     Case.objects.update(ended_at=timezone.now(), ended_as="reported")
-    assert choose() is credentials.Choice.ENDED
+    assert choose() is using.Choice.ENDED
     Case.objects.update(ended_at=None, ended_as=None, expires_at=timezone.now())
-    assert choose() is credentials.Choice.ENDED
+    assert choose() is using.Choice.ENDED
     Case.objects.update(expires_at=timezone.now() + timedelta(hours=1))
     Account.objects.update(state="closed")
-    assert choose() is credentials.Choice.ENDED
+    assert choose() is using.Choice.ENDED
     Account.objects.update(state="approved")
     assert not Login.objects.get().has_usable_password()
     assert not Event.objects.exists()
-    assert choose(opened.password) is credentials.Choice.SAME_AS_ISSUED
-    assert choose() is credentials.Choice.CHOSEN
+    assert choose(opened.password) is using.Choice.SAME_AS_ISSUED
+    assert choose() is using.Choice.CHOSEN
