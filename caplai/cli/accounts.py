@@ -45,7 +45,8 @@ def accounts_import(file: IO[bytes], update_phones: bool) -> None:
     """
     config = load_config()
     with ready(config):
-        from caplai.service.register import BadRow, WrongFile, import_accounts, read_lines
+        from caplai.service.accounts_file import BadRow, WrongFile, read_lines
+        from caplai.service.register import import_accounts
         from caplai.store.db import connect
 
         over_the_bar = "\r\x1b[K" if sys.stderr.isatty() else ""
@@ -66,9 +67,14 @@ def accounts_import(file: IO[bytes], update_phones: bool) -> None:
             storing.update(rows)
 
         try:
-            with contextlib.closing(lines()) as source, contextlib.ExitStack() as bars, connect() as conn:
+            with (
+                contextlib.closing(lines()) as source,
+                contextlib.ExitStack() as bars,
+                connect() as conn,
+                connect() as other,
+            ):
                 done = import_accounts(
-                    conn, source, update_phones=update_phones, report=refused, stored=stored
+                    conn, source, beside=[other], update_phones=update_phones, report=refused, stored=stored
                 )
         except WrongFile as error:
             raise Failure(f"{file.name}: {error}", WRONG_USE) from None

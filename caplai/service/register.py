@@ -5,9 +5,9 @@ sorted by code, are stored in slices: new accounts by one transaction, without l
 chunks, each a transaction that takes their locks, looks again, ends their cases and updates them. So no lock
 stands through more than its own thousand accounts, and the lock table never overflows.
 
-What it costs a row decides how long a nation takes (`python -m bench import`). Almost every line is written as people
-write: one regular expression reads it (_Layout.plain), and only what that does not know goes the long way, which
-knows everything. `test_register.py` holds the two to one result.
+What it costs a row decides how long a nation takes (`python -m bench import`). The rows are dealt out to the
+connections that share the work, by the last digit of their code, so that each sorts and stores alone what is its own,
+a core for each. What a line says is found out in accounts_file.py.
 
 A password hash of another system is kept beside the account (`taken_over_password`) until its owner first signs in
 (credentials.py). It is never taken over for an account that anybody has signed in to here: a password that was
@@ -18,51 +18,27 @@ had to be, and the rest as it was. The same file again stores the rest.
 """
 
 import contextlib
-import csv
 import functools
-import itertools
-import re
+import heapq
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from typing import IO
+from typing import TypeVar
 
 import psycopg
 
-from caplai.domain import foreign_hash, msisdn
 from caplai.service import locks
+from caplai.service.accounts_file import BadRow, read_header, read_rows
 
-COLUMNS = ("code", "phone", "email", "state")
-PASSWORD = "password_hash"  # noqa: S105
-"""A column that may be there."""
-STATES = frozenset({"pending", "approved", "closed"})
-LONGEST_LINE = 1_000
-"""Characters. No good row comes near it; a file without line ends must not fill the memory."""
+_T = TypeVar("_T")
 
-_CODE = re.compile(r"[0-9]{10}", re.ASCII)
-_EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
-_LONGEST_EMAIL = 254  # RFC 5321, 4.5.3.1.3, without the angle brackets of a path
-_COLUMN_NAME = re.compile(r"[a-z_ ]{1,30}", re.ASCII)
-_CUT = 4 * LONGEST_LINE + 1  # bytes: UTF-8 has at most four a character, so what is cut is always too long
-
-_BLOCK = 1 << 18  # bytes read at once
 _LINES = 5_000  # rows sent to the staging table at once
 _WORK_MEM = "128MB"
 """For the one sort. The server gives back what it does not use."""
 _SLICE = 20_000
 _CHUNK = 1_000
 """Accounts locked at once. The lock table of a server as it comes holds about 6,400, the engine's included."""
-
-
-class WrongFile(Exception):
-    """The file as a whole is not what an import takes; the text says what to do, and quotes no person's data."""
-
-
-@dataclass(frozen=True, slots=True)
-class BadRow:
-    """A refused row: its line in the file (the header is line 1) and the reason, without its values."""
-
-    line: int
-    reason: str
 
 
 @dataclass(slots=True)
@@ -78,60 +54,22 @@ class Imported:
 
 
 @dataclass(frozen=True, slots=True)
-class _Layout:
-    """What the header says: what separates the columns, and where each of COLUMNS, then PASSWORD, stands."""
-
-    delimiter: str
-    order: tuple[int, ...]
-
-    def plain(self) -> re.Pattern[str]:
-        """A line in which everything is as plain as it usually is; its groups are named as the columns."""
-        names = dict(zip(self.order, (*COLUMNS, PASSWORD), strict=False))
-        fields = (f"(?P<{names[index]}>{_PLAIN[names[index]]})" for index in sorted(names))
-        return re.compile(rf"{self.delimiter.join(fields)}\r?", re.ASCII)
-
-
-@dataclass(frozen=True, slots=True)
 class _Staged:
-    """How many rows are staged, and how many of them may have a hash."""
+    """How many rows of one connection are staged, how many of them repeat a code or may have a hash, and in the
+    middle of which code they are.
+    """
 
     rows: int
+    again: int
     hashes: int
-
-
-# Each a part of what _parse takes; a phone is the national number without its 0.
-_PLAIN = {
-    "code": "[0-9]{10}",
-    "phone": r"(?:0|\+?84)[35789][0-9]{8}",
-    "email": r"(?:[A-Za-z0-9._+-]{1,64}@[A-Za-z0-9-]{1,60}(?:\.[A-Za-z0-9-]{1,60}){1,2})?",
-    "state": "approved|pending|closed",
-    PASSWORD: r'[A-Za-z0-9$./+=_]{0,300}|"[A-Za-z0-9$./+=_,-]{0,300}"',
-}
-
-
-def read_lines(file: IO[bytes], progress: Callable[[int], object] = lambda count: None) -> Iterator[str]:
-    """The lines of a file without their LF, for `import_accounts`; bytes that are no UTF-8 become surrogates.
-
-    `progress` is told of bytes as they are read, in the end of all of them. Of a line much longer than
-    LONGEST_LINE only the beginning is returned, still longer than that.
-    """
-    begun = b""
-    while block := file.read(_BLOCK):
-        progress(len(block))
-        whole, end, begun = (begun + block).rpartition(b"\n")
-        if end:
-            # By LF alone: splitlines() knows line ends that are none in a CSV file.
-            for line in whole.decode("utf-8", "surrogateescape").split("\n"):
-                yield line[:_CUT]
-        begun = begun[:_CUT]
-    if begun:
-        yield begun.decode("utf-8", "surrogateescape")
+    middle: str
 
 
 def import_accounts(
     conn: psycopg.Connection,
     lines: Iterable[str],
     *,
+    beside: Sequence[psycopg.Connection] = (),
     update_phones: bool = False,
     report: Callable[[BadRow], object] = lambda row: None,
     stored: Callable[[int, int], object] = lambda rows, total: None,
@@ -142,13 +80,15 @@ def import_accounts(
     account changes only with `update_phones`. An account whose phone or state changes loses its open case
     (service.md, "One case per need"). The same file twice changes nothing.
 
+    `beside`: more connections to the same database, to share the work with: one for each core pays.
     `report` gets each refused row: the bad ones in their order, then those that repeat a code with other values.
-    `stored` is told how many rows a slice stored, and of how many in all.
+    `stored` is told how many rows a slice stored, and of how many in all; by any thread, one at a time.
 
-    Needs a connection in autocommit, for each slice and chunk is a transaction of its own: an exception from
+    Needs connections in autocommit, for each slice and chunk is a transaction of its own: an exception from
     anywhere leaves those before it (see the module). Raises WrongFile, and then nothing was changed.
     """
-    assert conn.autocommit, "each chunk needs a transaction of its own"
+    conns = (conn, *beside)
+    assert all(each.autocommit for each in conns), "each chunk needs a transaction of its own"
     result = Imported()
 
     def refuse(line: int, reason: str) -> None:
@@ -156,11 +96,19 @@ def import_accounts(
         report(BadRow(line, reason))
 
     source = iter(lines)
-    layout = _read_header(next(source, ""))
-    with _staging(conn):
-        _stage(conn, _rows(source, layout, refuse))
-        staged = _sort(conn, refuse)
-        _store(conn, result, staged, update_phones, stored)
+    layout = read_header(next(source, ""))
+    with contextlib.ExitStack() as staging:
+        for each in conns:
+            staging.enter_context(_staging(each))
+        _stage(conns, read_rows(source, layout, refuse, len(conns)))
+        parts = _at_once([functools.partial(_sort, each) for each in conns], lambda: _cancel(conns))
+        if any(part.again for part in parts):
+            for line, first in heapq.merge(*map(_repeated, conns)):
+                refuse(line, f"the same code stands in line {first} with other values; put it in once")
+        storing = _Storing(result, sum(part.rows for part in parts), update_phones, stored)
+        _at_once(
+            [functools.partial(storing.store, *each) for each in zip(conns, parts, strict=True)], storing.stop
+        )
     if result.added or result.changed:
         # A table that has just grown is planned as the small one it was, until autovacuum comes by.
         conn.execute("analyze account")
@@ -183,18 +131,47 @@ def _staging(conn: psycopg.Connection) -> Iterator[None]:
             conn.execute(set_memory, memory)
 
 
-def _stage(conn: psycopg.Connection, rows: Iterator[str]) -> None:
-    conn.execute(
-        'create temporary table incoming (line bigint, code text collate "C", phone text, email text, state text,'
-        " hash text) on commit preserve rows"
-    )
-    with conn.cursor().copy("copy incoming from stdin") as copy:
-        while block := "".join(itertools.islice(rows, _LINES)):
-            copy.write(block)
+def _at_once(calls: Sequence[Callable[[], _T]], stop: Callable[[], object]) -> list[_T]:
+    """Call each in a thread of its own; when one fails, or we are interrupted, `stop` is to end the others."""
+    with ThreadPoolExecutor(len(calls), thread_name_prefix="import") as threads:
+        futures = [threads.submit(call) for call in calls]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException:
+            stop()
+            raise
+    return [future.result() for future in futures]
 
 
-def _sort(conn: psycopg.Connection, refuse: Callable[[int, str], None]) -> _Staged:
-    """The rows sorted by code; of those with one code the first stays."""
+def _cancel(conns: Iterable[psycopg.Connection]) -> None:
+    for conn in conns:
+        with contextlib.suppress(psycopg.Error):
+            conn.cancel_safe(timeout=2.0)
+
+
+def _stage(conns: Sequence[psycopg.Connection], rows: Iterator[tuple[int, str]]) -> None:
+    with contextlib.ExitStack() as copying:
+        copies = []
+        for conn in conns:
+            conn.execute(
+                'create temporary table incoming (line bigint, code text collate "C", phone text, email text,'
+                " state text, hash text) on commit preserve rows"
+            )
+            copies.append(copying.enter_context(conn.cursor().copy("copy incoming from stdin")))
+        blocks: list[list[str]] = [[] for _ in conns]
+        for part, row in rows:
+            block = blocks[part]
+            block.append(row)
+            if len(block) == _LINES:
+                copies[part].write("".join(block))
+                block.clear()
+        for copy, block in zip(copies, blocks, strict=True):
+            copy.write("".join(block))
+
+
+def _sort(conn: psycopg.Connection) -> _Staged:
+    """The connection's rows sorted by code, those marked that repeat one."""
     conn.execute(
         "create temporary table staged on commit preserve rows as"
         " select code, line, phone, email, state, hash,"
@@ -206,14 +183,19 @@ def _sort(conn: psycopg.Connection, refuse: Callable[[int, str], None]) -> _Stag
     [[rows, again, hashes]] = conn.execute(
         "select count(*), count(*) filter (where again), count(*) filter (where hash <> '') from staged"
     ).fetchall()
-    if again:
-        for line, first in conn.cursor().stream(
-            "select r.line, f.line from staged r join staged f using (code) where r.again and not f.again"
-            " and (r.phone, r.email, r.state, r.hash) <> (f.phone, f.email, f.state, f.hash) order by r.line"
-        ):
-            refuse(line, f"the same code stands in line {first} with other values; put it in once")
-        conn.execute("delete from staged where again")
-    return _Staged(rows - again, hashes)
+    middle = conn.execute("select code from staged order by code offset %s limit 1", [rows // 2]).fetchone()
+    return _Staged(rows - again, again, hashes, middle[0] if middle else "")
+
+
+def _repeated(conn: psycopg.Connection) -> Iterator[tuple[int, int]]:
+    """The lines that repeat a code with other values, each with the line where it stood first, in their order.
+    Of rows with one code the first stays.
+    """
+    yield from conn.cursor().stream(
+        "select r.line, f.line from staged r join staged f using (code) where r.again and not f.again"
+        " and (r.phone, r.email, r.state, r.hash) <> (f.phone, f.email, f.state, f.hash) order by r.line"
+    )
+    conn.execute("delete from staged where again")
 
 
 # Both sides of a join are bounded: the planner does not carry a range from one to the other.
@@ -286,39 +268,64 @@ returning s.code
 """  # noqa: S608 - no values
 
 
-def _store(
-    conn: psycopg.Connection,
-    result: Imported,
-    staged: _Staged,
-    update_phones: bool,
-    stored: Callable[[int, int], object],
-) -> None:
-    # Planned each time: a plan made for the first slices would be kept while the table grows a thousandfold.
-    execute = functools.partial(conn.execute, prepare=False)
-    after = ""
-    while True:
+class _Storing:
+    """What the threads that store have in common."""
+
+    def __init__(
+        self, result: Imported, total: int, update_phones: bool, stored: Callable[[int, int], object]
+    ) -> None:
+        self._result = result
+        self._total = total
+        self._update_phones = update_phones
+        self._stored = stored
+        self._telling = threading.Lock()
+        self._stopped = False
+        self._begun = 0
+
+    def stop(self) -> None:
+        """The slices and chunks under way are the last."""
+        self._stopped = True
+
+    def store(self, conn: psycopg.Connection, staged: _Staged) -> None:
+        """Store what is staged on this connection."""
+        with self._telling:
+            first, self._begun = not self._begun, self._begun + 1
+        # Two that go through the codes side by side would wait for the same pages of the indexes.
+        for after, end in [("", "~")] if first else [(staged.middle, "~"), ("", staged.middle)]:
+            while not self._stopped and (upto := self._slice(conn, staged, after, end)):
+                after = upto
+
+    def _slice(self, conn: psycopg.Connection, staged: _Staged, after: str, end: str) -> str | None:
+        """Store the next slice; returns its last code, None if there is none."""
+        # Planned each time: a plan made for the first slices would be kept while the table grows a thousandfold.
+        execute = functools.partial(conn.execute, prepare=False)
         [[upto, rows]] = execute(
-            "select max(code), count(*) from (select code from staged where code > %s order by code limit %s) _",
-            [after, _SLICE],
+            "select max(code), count(*) from"
+            " (select code from staged where code > %s and code <= %s order by code limit %s) _",
+            [after, end, _SLICE],
         ).fetchall()
         if not rows:
-            return
-        between = {"after": after, "upto": upto, "update_phones": update_phones}
+            return None
+        between = {"after": after, "upto": upto, "update_phones": self._update_phones}
         added = _add(conn, staged, between)
-        changed, changing = 0, []
+        changed, changing, kept = 0, [], 0
         if added < rows:
             for code, changes, other_phone in execute(_DIFFERENT, between).fetchall():
                 if changes:
                     changing.append(code)
-                if other_phone and not update_phones:
-                    result.phones_kept += 1
+                if other_phone and not self._update_phones:
+                    kept += 1
         for start in range(0, len(changing), _CHUNK):
-            changed += _change(conn, changing[start : start + _CHUNK], update_phones)
-        result.added += added
-        result.changed += changed
-        result.unchanged += rows - added - changed
-        stored(rows, staged.rows)
-        after = upto
+            if self._stopped:
+                return None
+            changed += _change(conn, changing[start : start + _CHUNK], self._update_phones)
+        with self._telling:
+            self._result.added += added
+            self._result.changed += changed
+            self._result.unchanged += rows - added - changed
+            self._result.phones_kept += kept
+            self._stored(rows, self._total)
+        return upto
 
 
 def _add(conn: psycopg.Connection, staged: _Staged, between: Mapping[str, object]) -> int:
@@ -348,117 +355,3 @@ def _change(conn: psycopg.Connection, codes: Sequence[str], update_phones: bool)
             execute(statement)
         changed = {*execute(_BRING_HASHES).fetchall(), *execute(_CHANGE).fetchall()}
     return len(changed)
-
-
-def _read_header(line: str) -> _Layout:
-    text = line.lstrip("\ufeff").rstrip("\r\n")
-    if "\0" in text:
-        raise WrongFile("It is no plain text (perhaps UTF-16). Save it as CSV in UTF-8.")
-    if "\r" in text or "\n" in text:
-        raise WrongFile("Its lines end with CR alone, as on old Macs. Save it with LF or CRLF.")
-    delimiter = ";" if ";" in text and "," not in text else ","
-    names = [name.strip().lower() for name in _split(text, delimiter) or []]
-    lacking = [name for name in COLUMNS if name not in names]
-    problems = [f"it lacks the column {name}" for name in lacking]
-    for position, name in enumerate(names, 1):
-        if name not in (*COLUMNS, PASSWORD):
-            # Where there is no header this is a person's data, which a message must not show.
-            shown = f", {name!r}," if not lacking and _COLUMN_NAME.fullmatch(name) else ""
-            problems.append(f"column {position}{shown} is none of them")
-    problems += [f"it has the column {name} twice" for name in (*COLUMNS, PASSWORD) if names.count(name) > 1]
-    if problems:
-        raise WrongFile(
-            f"The first line must name the columns {','.join(COLUMNS)}; " + "; ".join(problems[:8]) + "."
-        )
-    return _Layout(delimiter, tuple(names.index(name) for name in (*COLUMNS, PASSWORD) if name in names))
-
-
-def _rows(lines: Iterable[str], layout: _Layout, refuse: Callable[[int, str], None]) -> Iterator[str]:
-    """The good rows as COPY reads them, each with its line."""
-    plain = layout.plain()
-    match_line, column = plain.fullmatch, plain.groupindex
-    code, phone, email, state = (column[name] for name in COLUMNS)
-    hashed = column.get(PASSWORD)
-    taken = unfit = ""
-    for number, line in enumerate(lines, 2):
-        if match := match_line(line):
-            if hashed:
-                taken, unfit = _read_hash(match[hashed].strip('"'))
-            if unfit:
-                refuse(number, unfit)
-            else:
-                yield (
-                    f"{number}\t{match[code]}\t+84{match[phone][-9:]}\t{match[email]}\t{match[state]}\t{taken}\n"
-                )
-            continue
-        row = _parse(line, layout)
-        if isinstance(row, str):
-            refuse(number, row)
-        elif row is not None:
-            yield "\t".join((str(number), *row)).replace("\\", "\\\\") + "\n"
-
-
-def _parse(line: str, layout: _Layout) -> tuple[str, ...] | str | None:
-    """A line → its values in the order of COLUMNS and its hash, or why it is refused, or None if it is blank.
-
-    No value holds a control character.
-    """
-    if len(line) > LONGEST_LINE:
-        return f"longer than {LONGEST_LINE} characters"
-    text = line.rstrip("\r\n")
-    if "\r" in text or "\n" in text:
-        return "a line end (CR) in the middle of the line"
-    fields = _split(text, layout.delimiter)
-    if fields is None:
-        return "a quotation mark without its other one (a field must not go on in the next line)"
-    if len(fields) != len(layout.order):
-        return f"{len(fields)} columns instead of {len(layout.order)}" if text.strip() else None
-    code, phone, email, state, *hashed = [fields[index].strip() for index in layout.order]
-    number = msisdn.parse(phone)
-    state = state.lower()
-    taken, unfit = _read_hash(hashed[0]) if hashed else ("", "")
-    if number and state in STATES and _CODE.fullmatch(code) and (not email or _is_email(email)) and not unfit:
-        return code, number, email, state, taken
-    return _reason(text, code, number, email, state, unfit)
-
-
-def _read_hash(text: str) -> tuple[str, str]:
-    """What is kept of it, and why it is refused; one of them is empty, both if there is none."""
-    if not text:
-        return "", ""
-    taken, unfit = foreign_hash.read(text)
-    return taken, unfit and f"{PASSWORD}: {unfit}"
-
-
-def _split(text: str, delimiter: str) -> list[str] | None:
-    """The fields of one line (RFC 4180), or None if its quotation marks do not pair."""
-    if '"' not in text:
-        return text.split(delimiter)
-    if text.count('"') % 2:
-        return None
-    try:
-        return next(csv.reader([text], delimiter=delimiter, strict=True))
-    except csv.Error:
-        return None
-
-
-def _is_email(email: str) -> bool:
-    return bool(_EMAIL.fullmatch(email)) and email.isprintable() and len(email) <= _LONGEST_EMAIL
-
-
-def _reason(text: str, code: str, number: str | None, email: str, state: str, unfit: str) -> str:
-    """Why these values are no account; the first reason is enough."""
-    if "\0" in text:
-        return "a NUL character: no plain text"
-    if any("\udc80" <= char <= "\udcff" for char in text):
-        return "not UTF-8"
-    if not _CODE.fullmatch(code):
-        digits = "leading zeros may be lost" if code.isdigit() and len(code) < 10 else "nothing else"
-        return f"code: must be exactly ten digits ({digits})"
-    if number is None:
-        return "phone: no number that can receive an SMS"
-    if email and not _is_email(email):
-        return "email: no e-mail address"
-    if state not in STATES:
-        return f"state: must be one of {', '.join(sorted(STATES))}"
-    return unfit

@@ -13,7 +13,7 @@ from caplai.config import ConfigError, load
 from caplai.domain import msisdn
 from caplai.domain.grammar import CODE_LENGTH, Grammar, Reissue, understand
 from caplai.domain.issuing import VERSION, Inputs, derive
-from caplai.service import register
+from caplai.service import accounts_file
 from caplai.smpp import receipt, text
 from caplai.smpp.pdu import (
     BadBody,
@@ -145,21 +145,23 @@ def grammar(data: bytes) -> None:
 def csv(data: bytes) -> None:
     """Every line of a file is an account, or refused with its number and a reason that quotes nothing, or blank."""
     told: list[int] = []
-    lines = register.read_lines(io.BytesIO(data), told.append)
+    lines = accounts_file.read_lines(io.BytesIO(data), told.append)
     refused: list[tuple[int, str]] = []
     try:
-        layout = register._read_header(next(lines, ""))
-    except register.WrongFile:
+        layout = accounts_file.read_header(next(lines, ""))
+    except accounts_file.WrongFile:
         return
-    copied = list(register._rows(lines, layout, lambda line, reason: refused.append((line, reason))))
-    assert all(row.endswith("\n") and row.count("\n") == 1 for row in copied)
-    rows = [row[:-1].replace("\\\\", "\\").split("\t") for row in copied]
+    copied = list(
+        accounts_file.read_rows(lines, layout, lambda line, reason: refused.append((line, reason)), 2)
+    )
+    assert all(row.endswith("\n") and row.count("\n") == 1 for _, row in copied)
+    rows = [row[:-1].replace("\\\\", "\\").split("\t") for _, row in copied]
     assert sum(told) == len(data)
     numbers = [int(row[0]) for row in rows] + [line for line, _ in refused]
     assert len(numbers) == len(set(numbers))
     for _, code, phone, email, state, hash_ in rows:
         assert len(code) == 10 and code.isascii() and code.isdigit()
-        assert phone.startswith("+") and state in register.STATES
+        assert phone.startswith("+") and state in accounts_file.STATES
         (code + phone + email).encode("utf-8")  # PostgreSQL takes neither surrogates nor NUL
         assert "\0" not in email
         assert not hash_ or (hash_.isascii() and hash_.isprintable())

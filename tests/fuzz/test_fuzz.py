@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from caplai.config import ConfigError, load
-from caplai.service.register import WrongFile, import_accounts, read_lines
+from caplai.service.accounts_file import WrongFile, read_lines
+from caplai.service.register import import_accounts
 from caplai.store.models import Account
 from tests.fuzz.targets import TARGETS
 
