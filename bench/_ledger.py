@@ -1,6 +1,7 @@
 """The ledger: whether what the phones sent and got, and what the store holds, are one story.
 
-- Each message that the carrier got an OK for is in the inbox exactly once, with one outcome.
+- Each message that the carrier got an OK for is in the inbox, with one outcome, and exactly once within SAME. What
+  comes again later is another message by the rule of service.md; it is counted, and opens no case while one lives.
 - Each message that is to be answered has one reply, which was sent (or whose password had ended by then); the
   phone got it, at least once.
 - Each password that a phone got is that of a case of an account of its own.
@@ -19,6 +20,9 @@ import psycopg
 from bench._load import PASSWORD, Phones, phone_of
 from caplai.domain.issuing import Inputs, Keyring, derive
 from caplai.simulator import Simulator
+
+SAME = 60
+"""Seconds within which a redelivery is the same message (service.md)."""
 
 _NONE_OF_THESE = {
     "without an outcome": "select count(*) from inbox where outcome is null",
@@ -80,8 +84,7 @@ def _stored(conn: psycopg.Connection, phones: Phones) -> list[str]:
     )
     taken = {f"{text.words}|{text.phone}" for text in phones.sent if text.acknowledged}
     broken = [f"acknowledged and not stored: …{key[-3:]}" for key in taken if key not in stored]
-    for key in [key for key, n in stored.items() if n > 1]:
-        words, source = key.split("|")
+    for [words, source, times] in conn.execute(_TWINS, [SAME]).fetchall():
         twins = conn.execute(
             "select i.id, to_char(i.received_at, 'MI:SS.MS'), i.session, i.outcome, s.engine,"
             " to_char(s.started_at, 'MI:SS.MS'), to_char(s.confirmed_at, 'MI:SS.MS')"
@@ -90,9 +93,26 @@ def _stored(conn: psycopg.Connection, phones: Phones) -> list[str]:
             [words, source],
         ).fetchall()
         broken.append(
-            f"stored {len(twins)} times (id, at, session, outcome, engine, bound, confirmed): {twins}"
+            f"stored again {times} times within {SAME} s (id, at, session, outcome, engine, bound, confirmed): {twins}"
         )
     return broken
+
+
+_TWINS = """
+select text, source, count(*) from (
+  select text, source, received_at - lag(received_at) over (partition by text, source order by received_at) as since
+  from inbox
+) x where since <= make_interval(secs => %s) group by text, source
+"""
+
+
+def stored_again(dsn: str) -> int:
+    """How often a text was stored once more. Each is sent once, so the carrier delivered it again."""
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        row = conn.execute(
+            "select count(*) - count(distinct (text, source)) from inbox where text is not null"
+        ).fetchone()
+    return row[0] if row else 0
 
 
 def _rows(conn: psycopg.Connection) -> list[str]:

@@ -172,6 +172,7 @@ class _Run:
                     _ledger.check_sample, phones, random.Random(f"{seed}/sample")
                 )
                 self.broken += broken
+                late = await asyncio.to_thread(_ledger.stored_again, dsn)
             finally:
                 for part in self.parts:
                     part.kill()
@@ -183,6 +184,7 @@ class _Run:
             "faults": dict(self.killed),
             "texts": len(phones.sent),
             "acknowledged": sum(text.acknowledged for text in phones.sent),
+            "stored_again_after_60_s": late,
             "replies_at_phones": sum(map(len, phones.got.values())),
             "sign_ins": people.signed_in,
             "sign_in_retries": people.retries,

@@ -5,10 +5,11 @@ import random
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 
-from bench import enumeration, memory
+from bench import _ledger, enumeration, memory
 from bench._proc import Tree
 
 
@@ -58,3 +59,24 @@ def test_a_process_is_counted_with_what_it_started():
         assert os.getpid() not in tree.pids()
     finally:
         process.communicate(b"\n", timeout=20)
+
+
+def test_a_text_stored_twice_within_60_s_breaks_the_ledger_and_later_is_told(conn):
+    def store(words, *seconds):
+        for second in seconds:
+            conn.execute(
+                "insert into inbox (link, source, destination, text, received_at)"
+                " values ('carrier', '84327000686', '8079', %s, timestamptz '2026-11-23' + make_interval(secs => %s))",
+                [words, second],
+            )
+
+    def judge():
+        return _ledger._stored(conn, types.SimpleNamespace(sent=[])), _ledger.stored_again(conn.info.dsn)
+
+    store("BH MK 0123456789 a", 0)
+    store("BH MK 0123456789 b", 0, 61, 200)
+    assert judge() == ([], 2)
+    store("BH MK 0123456789 c", 0, 100, 160)
+    [broken], late = judge()
+    assert broken.startswith("stored again 1 times within 60 s")
+    assert late == 4
