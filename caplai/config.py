@@ -28,6 +28,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from caplai.channels.aggregators import Aggregator
 from caplai.channels.links import Link
+from caplai.channels.mailserver import MailServer
 from caplai.domain.grammar import Grammar
 from caplai.domain.issuing import DIGITS, LETTERS, guessable
 from caplai.domain.policy import Limit, Limits
@@ -242,7 +243,8 @@ class RetentionSettings(Section):
     )
     events: timedelta = Field(timedelta(days=400), description="Events of accounts and of the service.")
     links: timedelta = Field(
-        timedelta(days=90), description="Binds to carriers, receipts as they came, processes that have ended."
+        timedelta(days=90),
+        description="Binds to carriers, receipts as they came, processes that have ended, e-mails that were sent.",
     )
     every: timedelta = Field(timedelta(hours=1), description="How often an engine looks for what is too old.")
     rate: int = Field(
@@ -322,6 +324,7 @@ class Config(BaseSettings):
     log: LogSettings = Field(default_factory=LogSettings)
     watch: WatchSettings = Field(default_factory=WatchSettings)
     retention: RetentionSettings = Field(default_factory=RetentionSettings)
+    mail: MailServer = Field(default_factory=MailServer)
     links: list[Link] = Field([], description="The links to the carriers, each a `[[links]]` table.")
     aggregators: list[Aggregator] = Field(
         [], description="Those who bring messages by HTTP, each an `[[aggregators]]` table."
@@ -385,6 +388,11 @@ class Config(BaseSettings):
         """The names of the links and aggregators that messages can be sent by, links first."""
         links = [link.name for link in self.links if "mt" in link.use]
         return links + [aggregator.name for aggregator in self.aggregators if aggregator.send]
+
+    @property
+    def site_url(self) -> str:
+        """How people reach the pages, without a slash at its end."""
+        return self.public_url or f"http://{self.address}:{self.port}"
 
     @property
     def keyring_file(self) -> Path:

@@ -350,6 +350,12 @@ def _of_the_queues(depths: Depths) -> list[Metric]:
         gauge("caplai_segments_waiting", f"Parts without their others {bounded}", {(): depths.segments}),
         gauge("caplai_outbox_waiting", f"Messages to be sent {bounded}", links, "link"),
         gauge("caplai_outbox_overdue_seconds", "How long ago the first of them was due.", overdue, "link"),
+        gauge("caplai_mail_waiting", f"E-mails to be sent {bounded}", {(): depths.mail}),
+        gauge(
+            "caplai_mail_overdue_seconds",
+            "How long ago the first of them was due.",
+            {(): depths.mail_overdue},
+        ),
         gauge("caplai_service_open", "Whether the operator has the service open.", {(): depths.open}),
         gauge("caplai_guess_alarm", "Whether the alarm about guesses is on.", {(): depths.guess_alarm}),
     ]

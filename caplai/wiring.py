@@ -10,11 +10,13 @@ from django.db import connection
 from django.http import HttpRequest, HttpResponse
 
 from caplai.channels import aggregator_in
+from caplai.channels.mail import Mailer
 from caplai.config import Config
 from caplai.domain.policy import ERRORS, Outcome
 from caplai.domain.replies import prepare
 from caplai.service import retention
 from caplai.service.credentials import SITE_WINDOW
+from caplai.service.mail import Site
 from caplai.service.requests import Form, Rules
 from caplai.store import queues
 from caplai.store.keyring import Keys
@@ -87,3 +89,17 @@ def aggregators(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable
         return door(request) if theirs else get_response(request)
 
     return answer
+
+
+def mailer(config: Config, keyring: Keys) -> Mailer | None:
+    """Who sends e-mail from this process; None while mail is off."""
+    if config.mail.host is None:
+        return None
+    return Mailer(config.mail, Site(config.site_url, keyring, config.service.short_codes[0]))
+
+
+def start_mail() -> None:
+    """Send e-mail as long as this process lives (a web server's; docs/mail.md says why)."""
+    sender = mailer(settings.CAPLAI, settings.KEYRING)
+    if sender is not None:
+        sender.start()

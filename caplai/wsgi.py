@@ -11,6 +11,7 @@ from caplai.health import watch_the_web
 from caplai.processes import end_with, keep_memory_private
 from caplai.service.presence import Presence
 from caplai.signin.middleware import Utf8Request
+from caplai.wiring import start_mail
 
 _server = multiprocessing.parent_process()
 if _server is not None and _server.pid is not None:
@@ -41,4 +42,5 @@ presence = Presence(
     heed=_sign_with_the_keyring,
 )
 presence.start()
+start_mail()
 watch_the_web()

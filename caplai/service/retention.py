@@ -259,6 +259,7 @@ _HELD = "state = 'claimed' and due_at > now()"
 
 _OLD_EVENT = "at < %(before)s"
 _NEVER_USED = "taken_at < %(before)s"
+_OLD_MAIL = "created_at < %(before)s"
 _OLD_RECEIPT = "received_at < %(before)s"
 _LESS_HEAVY = f"number > {FiguresHeavy.FOR_EVER} and month < %(before)s - interval '31 days'"
 _OLD_SESSION = "coalesce(ended_at, seen_at) < %(before)s"
@@ -320,6 +321,15 @@ JOBS: tuple[_Job, ...] = (
         lambda keep: keep.links,
         _oldest("receipt", _OLD_RECEIPT),
         _OLD_RECEIPT,
+    ),
+    _Delete(
+        "mails",
+        "e-mails that have been sent",
+        "mail",
+        "id",
+        lambda keep: keep.links,
+        _oldest("mail", _OLD_MAIL),
+        _OLD_MAIL,
     ),
     _Delete(
         "binds",

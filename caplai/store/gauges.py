@@ -20,6 +20,10 @@ class Depths:
     open: bool
     """Whether the operator has the SMS service open."""
     guess_alarm: bool
+    mail: int = 0
+    """E-mails that are due, or claimed, or wait for their next attempt."""
+    mail_overdue: float = 0.0
+    """How long ago the first of them was due."""
     outbox: dict[str, int] = field(default_factory=dict)
     """By link: messages that are due, or claimed, or wait for their next attempt."""
     outbox_overdue: dict[str, float] = field(default_factory=dict)
@@ -33,7 +37,14 @@ select (select count(*) from (select from inbox where outcome is null and error 
        (select count(*) from (select from inbox where outcome is null and error is not null limit {BOUND}) x),
        (select count(*) from (select from segment where joined_at is null limit {BOUND}) x),
        coalesce((select (value->>'open')::bool from switch where name = 'service'), true),
-       coalesce((select (value->>'until')::timestamptz > now() from switch where name = 'guess_alarm'), false)
+       coalesce((select (value->>'until')::timestamptz > now() from switch where name = 'guess_alarm'), false),
+       (select count(*) from (select from mail where state in ('ready', 'claimed') limit {BOUND}) x),
+       coalesce((select max(overdue) from (
+           (select extract(epoch from clock_timestamp() - due_at) as overdue from mail
+            where state in ('ready', 'claimed') and urgent order by due_at limit 1)
+           union all
+           (select extract(epoch from clock_timestamp() - due_at) from mail
+            where state in ('ready', 'claimed') and not urgent order by due_at limit 1)) x where overdue > 0), 0)::float
 """  # noqa: S608
 
 # Link after link by the index, so that a full one does not hide the others.

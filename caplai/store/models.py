@@ -17,17 +17,8 @@ from django.db.models import Q
 from django.db.models.functions import Now
 from django.utils.crypto import salted_hmac
 
-
-class Text(models.TextField):
-    """Text compared byte by byte: codes, phones and names of states need no language's order."""
-
-    def __init__(self, *args, **kwargs):
-        kwargs.setdefault("db_collation", "C")
-        super().__init__(*args, **kwargs)
-
-    def db_type(self, connection):
-        # So spelt, Django adds no second index for LIKE to each unique one: in the C collation it has no use.
-        return "pg_catalog.text"
+from caplai.store.contact import Mail as Mail
+from caplai.store.fields import Text
 
 
 class Account(models.Model):

@@ -133,6 +133,12 @@ ignored = _counter("caplai_pdus_ignored", "PDUs dropped or refused by rule.", "l
 # The web.
 signins = _counter("caplai_signins", "Passwords checked, by outcome.", "outcome")
 choices = _counter("caplai_password_choices", "Attempts to choose a password, by result.", "result")
+mails = _counter(
+    "caplai_mails_settled",
+    "What became of e-mails after an attempt: sent, failed, or ready.",
+    "kind",
+    "state",
+)
 http_requests = _counter("caplai_http_requests", "Answers over HTTP.", "route", "method", "status")
 http_seconds = Seconds("caplai_http_request_seconds", "From an HTTP request to its answer.", ["route"])
 # The process.

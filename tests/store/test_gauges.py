@@ -8,6 +8,24 @@ def test_empty_queues_are_empty(conn):
     depths = look(conn)
     assert (depths.inbox, depths.inbox_age, depths.parked, depths.segments) == (0, 0, 0, 0)
     assert (depths.outbox, depths.outbox_overdue, depths.open, depths.guess_alarm) == ({}, {}, True, False)
+    assert (depths.mail, depths.mail_overdue) == (0, 0)
+
+
+def test_mails_that_wait_are_told(conn):
+    for urgent, seconds, state in (
+        (True, 5, "ready"),
+        (False, 90, "claimed"),
+        (False, -60, "ready"),
+        (True, 999, "sent"),
+    ):
+        conn.execute(
+            "insert into mail (name, kind, account, until, urgent, due_at, state)"
+            " values (gen_random_uuid(), 'x', '', now(), %s, now() - %s * interval '1 second', %s)",
+            [urgent, seconds, state],
+        )
+    depths = look(conn)
+    assert depths.mail == 3
+    assert 89 < depths.mail_overdue < 120
 
 
 def test_a_full_link_hides_no_other(conn):

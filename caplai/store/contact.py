@@ -1,0 +1,52 @@
+"""Tables of how an account's owner is reached beside the phone: what is to be mailed.
+
+A part of the one app (models.py loads it), in a file of its own.
+"""
+
+import uuid
+
+from django.db import models
+from django.db.models import Q
+from django.db.models.functions import Now
+
+from caplai.store.fields import Text
+
+
+class Mail(models.Model):
+    """An e-mail to be sent. Its text, with what is secret in it, is made in memory only (service/mail.py)."""
+
+    class State(models.TextChoices):
+        READY = "ready"
+        CLAIMED = "claimed"
+        SENT = "sent"
+        FAILED = "failed", "for good, see `error`; nothing is tried again"
+
+    id = models.BigAutoField(primary_key=True)
+    name = models.UUIDField(
+        default=uuid.uuid4, help_text="A random name of it: of the message, and in its link."
+    )
+    created_at = models.DateTimeField(db_default=Now())
+    kind = Text(help_text="Who writes its text: a name that service/mail.py knows.")
+    account = Text(help_text="The account's code.")
+    address_id = models.BigIntegerField(
+        null=True, help_text="Of `address`; empty: the address in the agency's registry (account.email)."
+    )
+    about = models.UUIDField(null=True, help_text="The case, the recovery or whatever its kind is about.")
+    language = Text(db_default="vi", help_text="Which of the two languages stands first.")
+    urgent = models.BooleanField(db_default=False, help_text="Somebody waits for it before a page.")
+    until = models.DateTimeField(help_text="It is of no use to anybody later.")
+    due_at = models.DateTimeField(db_default=Now())
+    state = Text(db_default=State.READY, choices=State.choices)
+    attempts = models.SmallIntegerField(db_default=0)
+    claimed_by = Text(null=True)
+    settled_at = models.DateTimeField(null=True)
+    error = Text(null=True, help_text="Of the last attempt: a class or an SMTP code, never a text.")
+
+    class Meta:
+        db_table = "mail"
+        indexes = [
+            models.Index(
+                fields=["urgent", "due_at"], name="mail_waiting", condition=Q(state__in=["ready", "claimed"])
+            ),
+            models.Index(fields=["name"], name="mail_name"),
+        ]
