@@ -6,7 +6,6 @@ from allauth.account.internal.stagekit import clear_login
 from allauth.account.mixins import NextRedirectMixin, RedirectAuthenticatedUserMixin
 from allauth.account.models import Login as PendingLogin
 from allauth.account.stages import LoginStageController
-from django.conf import settings
 from django.contrib import messages
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.shortcuts import redirect, render
@@ -39,9 +38,6 @@ class SignIn(RedirectAuthenticatedUserMixin, NextRedirectMixin, _FormPage):
 
     def get_form_kwargs(self) -> dict:
         return {**super().get_form_kwargs(), "request": self.request}
-
-    def get_context_data(self, **context) -> dict:
-        return super().get_context_data(how=how_to_get_a_password(), **context)
 
     def form_valid(self, form: LoginForm) -> HttpResponse:
         login = PendingLogin(user=form.user, redirect_url=self.get_success_url())
@@ -127,14 +123,3 @@ def refusal_status(form) -> int | None:
     if form.has_error("__all__", THROTTLED):
         return 429
     return 503 if form.has_error("__all__", TRY_AGAIN) else None
-
-
-def how_to_get_a_password() -> dict[str, str]:
-    """What to text, where to, and a link that writes it (RFC 5724)."""
-    service = settings.CAPLAI.service
-    text = f"{service.keyword} {service.command}"
-    return {
-        "text": text,
-        "short_code": service.short_codes[0],
-        "link": f"sms:{service.short_codes[0]}?body={text.replace(' ', '%20')}%20",
-    }

@@ -158,7 +158,7 @@ def test_pages_that_fail(browser, db, monkeypatch):
     answer = browser.get("/nowhere")
     assert answer.status_code == 404
     assert "Không có trang này" in answer.content.decode()
-    monkeypatch.setattr("caplai.signin.views.how_to_get_a_password", lambda: 1 / 0)
+    monkeypatch.setattr("caplai.signin.views.SignIn.get_context_data", lambda *_, **__: 1 / 0)
     browser.raise_request_exception = False
     answer = browser.get("/login/")
     assert answer.status_code == 500

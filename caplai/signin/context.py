@@ -1,0 +1,20 @@
+"""What every page may say: how to get a password by texting."""
+
+from django.conf import settings
+from django.http import HttpRequest
+
+
+def site(request: HttpRequest) -> dict[str, dict[str, str]]:
+    """A context processor: `how`, for the base page's footer."""
+    return {"how": how_to_get_a_password()}
+
+
+def how_to_get_a_password() -> dict[str, str]:
+    """What to text, where to, and a link that writes it (RFC 5724)."""
+    service = settings.CAPLAI.service
+    text = f"{service.keyword} {service.command}"
+    return {
+        "text": text,
+        "short_code": service.short_codes[0],
+        "link": f"sms:{service.short_codes[0]}?body={text.replace(' ', '%20')}%20",
+    }
