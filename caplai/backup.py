@@ -37,7 +37,7 @@ from caplai.store.keyring import KINDS, KeyringFile, Keys
 DUMP, MANIFEST = "database.dump", "manifest.json"
 _FORMAT = 1
 # Sign-ins are not for keeping; parts of messages, running processes and which key is active are of the moment.
-_NOT_KEPT = ("django_session", "segment", "process", "key")
+_NOT_KEPT = ("django_session", "sitting", "segment", "process", "key")
 _CHUNK = 1 << 20
 _NAME = re.compile(r"[a-z_][a-z0-9_]*")
 

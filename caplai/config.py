@@ -168,6 +168,12 @@ class SigninSettings(Section):
     session_age: timedelta = Field(
         timedelta(hours=12), ge=timedelta(seconds=1), le=_YEAR, description="How long a sign-in lasts."
     )
+    session_idle: timedelta = Field(
+        timedelta(hours=2),
+        ge=timedelta(seconds=1),
+        le=_YEAR,
+        description="How long it lasts while nobody uses it; no longer than `session_age` in any case.",
+    )
 
 
 class KeySettings(Section):

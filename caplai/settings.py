@@ -125,6 +125,7 @@ CSRF_FAILURE_VIEW = "caplai.signin.views.csrf_failure"
 
 SESSION_ENGINE = "caplai.signin.sessions"
 SESSION_COOKIE_AGE = int(CAPLAI.signin.session_age.total_seconds())
+SESSION_IDLE = CAPLAI.signin.session_idle
 SESSION_COOKIE_NAME = "caplai_session"
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
 SESSION_COOKIE_HTTPONLY = CSRF_COOKIE_HTTPONLY = True

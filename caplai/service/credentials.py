@@ -47,6 +47,8 @@ log = logging.getLogger(__name__)
 
 ALARM = "guess_alarm"
 """The switch that makes new cases long (reissue.py), until its time."""
+SIGNED_IN = "signed_in"
+"""The kind of the event of a completed sign-in."""
 _ALARM_LASTS = timedelta(hours=1)
 SITE_WINDOW = timedelta(hours=1)
 """The time over which failures of the whole site raise the alarm."""
@@ -232,10 +234,23 @@ with held as (
 ), token as (
   select case when known then %(brought)s else %(new)s end as hash from brought
 ), cleared as (
-  update guess g set cleared = true from held where g.account = %(account)s and not g.cleared
+  update guess g set cleared = true from held where g.account = %(account)s and not g.cleared returning 1
 ), remembered as (
-  insert into device (login_id, token_hash, used_at) select held.id, token.hash, clock_timestamp() from held, token
-  on conflict (token_hash, login_id) do update set used_at = excluded.used_at
+  insert into device (login_id, token_hash, used_at, client)
+  select held.id, token.hash, clock_timestamp(), %(client)s::text from held, token
+  on conflict (token_hash, login_id) do update set used_at = excluded.used_at, client = excluded.client
+  returning id
+), opened as (
+  insert into sitting (row_key, login_id, device_id, stamp, client, created_at, seen_at)
+  select %(row_key)s::text, held.id, remembered.id, %(stamp)s, %(client)s::text, clock_timestamp(), clock_timestamp()
+  from held, remembered where %(row_key)s::text is not null
+  on conflict (row_key) do update set login_id = excluded.login_id, device_id = excluded.device_id,
+    stamp = excluded.stamp, client = excluded.client, created_at = excluded.created_at, seen_at = excluded.seen_at
+), told as (
+  insert into event (at, kind, login_id, data)
+  select clock_timestamp(), %(kind)s, held.id,
+    jsonb_build_object('client', %(client)s::text, 'how', %(how)s::text, 'wrong', (select count(*) from cleared))
+  from held
 ), forgotten as (
   delete from device where id in (
     select d.id from device d, held, token where d.login_id = held.id and d.token_hash <> token.hash
@@ -245,8 +260,25 @@ select exists (select from held), known from brought
 """
 
 
-def signed_in(login: Login, device: str | None, also: Callable[[], object] = lambda: None) -> str | None:
-    """Close a completed sign-in: clear the account's guesses, remember the device.
+@dataclass(frozen=True, slots=True, repr=False)
+class Arrival:
+    """The session that a sign-in opens, as its owner sees it later (sittings.py, history.py)."""
+
+    row_key: str | None = None
+    """The key of the session's row; None: nothing to see or end."""
+    client: str = ""
+    """Program and system, coarsely."""
+    how: str = ""
+    """By what it was proved who is in: `password`, `passkey`."""
+
+
+def signed_in(
+    login: Login,
+    device: str | None,
+    also: Callable[[], object] = lambda: None,
+    arrival: Arrival = Arrival(),
+) -> str | None:
+    """Close a completed sign-in: clear the account's guesses, remember the device, write down who came how.
 
     `device` is the token it brought, if any; returns the token to keep, of which only a hash is stored. A token
     that we gave out, to whichever login, is kept: a family's browser is known to each of its members.
@@ -264,6 +296,10 @@ def signed_in(login: Login, device: str | None, also: Callable[[], object] = lam
             "brought": _hash(device) if device is not None else None,
             "new": _hash(new),
             "others": _DEVICES - 1,
+            "row_key": arrival.row_key,
+            "client": arrival.client,
+            "how": arrival.how,
+            "kind": SIGNED_IN,
         }
         held, known = db.row(cursor.execute(_CLOSE, values))
         if not held:

@@ -263,6 +263,7 @@ _OLD_MAIL = "created_at < %(before)s"
 _OLD_RECEIPT = "received_at < %(before)s"
 _LESS_HEAVY = f"number > {FiguresHeavy.FOR_EVER} and month < %(before)s - interval '31 days'"
 _OLD_SESSION = "coalesce(ended_at, seen_at) < %(before)s"
+_NO_SESSION = "not exists (select from django_session where session_key = row_key)"
 
 _Job = _Walk | _Delete | _Cases
 
@@ -386,6 +387,16 @@ JOBS: tuple[_Job, ...] = (
         lambda keep: timedelta(0),
         "select session_key from django_session where expire_date < %(before)s order by expire_date limit %(count)s",
         "expire_date < %(before)s",
+    ),
+    # Of sessions that expired, or were ended by what knows of no sittings.
+    _Delete(
+        "sittings",
+        "who was signed in where, once the session is gone",
+        "sitting",
+        "id",
+        lambda keep: timedelta(0),
+        _oldest("sitting", _NO_SESSION),
+        _NO_SESSION,
     ),
 )
 

@@ -4,6 +4,7 @@ import dataclasses
 from typing import ClassVar
 
 from allauth.account.adapter import DefaultAccountAdapter
+from allauth.account.internal.flows.login import get_authentication_records
 from allauth.core.internal.httpkit import headed_redirect_response, is_headless_request
 from allauth.headless.adapter import DefaultHeadlessAdapter
 from allauth.headless.tokens.strategies.sessions import SessionTokenStrategy
@@ -17,8 +18,9 @@ from django.utils.translation import gettext_lazy as _
 from caplai.domain import msisdn
 from caplai.domain.replies import whole_minute
 from caplai.service import credentials
-from caplai.service.credentials import Outcome
+from caplai.service.credentials import Arrival, Outcome
 from caplai.signin.backend import DEVICE_COOKIE, device_token
+from caplai.signin.client import client_of
 from caplai.signin.stages import ISSUED_CASE
 
 THROTTLED, TRY_AGAIN = "too_many_login_attempts", "try_again"
@@ -69,7 +71,9 @@ class AccountAdapter(DefaultAccountAdapter):
         return None
 
     def post_login(self, request, user, **details):
-        request.device_token = credentials.signed_in(user, device_token(request), request.session.save)
+        session = request.session
+        arrival = Arrival(session.row_key, _client(request), _how(request, user))
+        request.device_token = credentials.signed_in(user, device_token(request), session.save, arrival)
         if request.device_token is None:
             self.logout(request)
             return headed_redirect_response("account_login")
@@ -126,6 +130,16 @@ class TokenStrategy(SessionTokenStrategy):
     def create_access_token_payload(self, request) -> dict | None:
         token = getattr(request, "device_token", None)
         return {"device_token": token} if token else None
+
+
+def _client(request: HttpRequest) -> str:
+    return client_of(request.headers.get("User-Agent", ""), app=is_headless_request(request))
+
+
+def _how(request: HttpRequest, user) -> str:
+    """By what it was proved who is in: `password`, or `passkey`."""
+    records = get_authentication_records(request, user)
+    return "passkey" if any(record.get("method") == "mfa" for record in records) else "password"
 
 
 def put_off(request: HttpRequest, response: HttpResponse, status: int) -> None:

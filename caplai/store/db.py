@@ -5,7 +5,7 @@ import contextlib
 import functools
 import hashlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import lru_cache
@@ -104,7 +104,7 @@ def connect(
     return psycopg.connect(make_conninfo(**parts), autocommit=True)
 
 
-def execute(query: LiteralString, values: Sequence[object]) -> psycopg.Cursor[Any]:
+def execute(query: LiteralString, values: Sequence[object] | Mapping[str, object]) -> psycopg.Cursor[Any]:
     """One statement on Django's connection, bound and prepared by the server (Django's own cursors do neither:
     parsing and planning cost PostgreSQL more than executing what looks at a few rows). Raises Django's errors.
     """

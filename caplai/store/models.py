@@ -126,10 +126,32 @@ class Device(models.Model):
     token_hash = models.BinaryField()
     created_at = models.DateTimeField(db_default=Now())
     used_at = models.DateTimeField(db_default=Now(), help_text="The last completed sign-in with it.")
+    client = Text(db_default="", help_text="Program and system, coarsely (signin/client.py).")
 
     class Meta:
         db_table = "device"
         constraints = [models.UniqueConstraint(fields=["token_hash", "login"], name="device_once_per_login")]
+
+
+class Sitting(models.Model):
+    """Where a login is signed in: one session, of a browser or of an app, as its owner may see and end it.
+
+    It lives while Django's row with its key does and the login's stamp is the same; it never makes a session live.
+    """
+
+    row_key = Text(unique=True, help_text="The key of the session's row: a hash (signin/sessions.py).")
+    login_id = models.BigIntegerField()
+    device_id = models.BigIntegerField(null=True, help_text="The remembered device that it was opened with.")
+    stamp = Text(help_text="The login's, when it was opened.")
+    client = Text(help_text="Program and system, coarsely (signin/client.py).")
+    created_at = models.DateTimeField(db_default=Now())
+    seen_at = models.DateTimeField(
+        db_default=Now(), help_text="The last use, told a few times an hour at most."
+    )
+
+    class Meta:
+        db_table = "sitting"
+        indexes = [models.Index(fields=["login_id"], name="sitting_login")]
 
 
 class Guess(models.Model):

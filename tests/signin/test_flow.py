@@ -28,7 +28,7 @@ def test_page_from_issued_to_chosen_password(browser, citizen, open_case):
     assert "lan@example.vn" in home
 
     assert Case.objects.get().ended_as == "used"
-    event = Event.objects.get()
+    event = Event.objects.get(kind="password_chosen")
     assert (event.kind, event.login_id, event.case_id) == (
         "password_chosen",
         Login.objects.get().pk,
