@@ -63,7 +63,7 @@ class TakePasskey(InStage, View):
         if credential is None or webauthn.is_full(login):
             messages.error(request, not_made())
             return redirect("choose_password")
-        match self.stage.take_passkey(credential, webauthn.name_of(request)):
+        match self.stage.take_passkey(credential, webauthn.name_for(request)):
             case Choice.CHOSEN:
                 response = self.stage.exit()
                 messages.success(request, _("From now on you sign in with your fingerprint or face."))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from allauth.core.internal.httpkit import is_headless_request
 from allauth.mfa.models import Authenticator
 from cryptography.exceptions import UnsupportedAlgorithm
 from django.conf import settings
@@ -35,6 +36,7 @@ from fido2.webauthn import (
 )
 
 from caplai.signin.backend import PasswordBackend
+from caplai.signin.client import client_of, name_of
 from caplai.store.models import Login
 
 MOST = 10
@@ -205,20 +207,11 @@ def shown(
     return passkey
 
 
-def name_of(request: HttpRequest) -> str:
-    """What a new passkey is called until its owner says better: the kind of device that it was made on."""
-    agent = request.headers.get("User-Agent", "")
-    for word, name in (
-        ("iPhone", "iPhone"),
-        ("iPad", "iPad"),
-        ("Android", _("Android phone")),
-        ("Windows", _("Windows computer")),
-        ("Macintosh", _("Mac computer")),
-        ("Linux", _("Linux computer")),
-    ):
-        if word in agent:
-            return name
-    return _("Device")
+def name_for(request: HttpRequest) -> str:
+    """What a new passkey is called until its owner says better: where it was made ("Chrome on Android")."""
+    return name_of(
+        client_of(request.headers.get("User-Agent", ""), app=is_headless_request(request) is not None)
+    )
 
 
 def _server(request: HttpRequest) -> Fido2Server | None:

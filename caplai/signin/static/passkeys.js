@@ -11,6 +11,7 @@
   if (device === "this" ? !here : !here && !filled && device !== "any") return;
 
   for (const other of document.querySelectorAll("[data-without-passkey]")) other.hidden = true;
+  for (const other of document.querySelectorAll("[data-beside-passkey]")) other.classList.add("second");
   const shown = place.content.cloneNode(true);
   const form = shown.querySelector("form");
   const button = form.querySelector("button");
