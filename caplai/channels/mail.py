@@ -14,7 +14,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from email.headerregistry import Address
 from email.message import EmailMessage
@@ -141,7 +141,7 @@ class Mailer:
         return len(claimed)
 
     def _handle(self, conn: psycopg.Connection, due: Due) -> None:
-        verdict = self._judge(due)
+        verdict = self._judge(conn, due)
         pause = min(2.0 ** min(due.attempts, 12), LONGEST_PAUSE)
         if verdict.lost:
             self._hang_up()
@@ -167,7 +167,7 @@ class Mailer:
         if verdict.state == "failed":
             log.warning("mail: %d of kind %s failed (%s)", due.id, due.kind, verdict.error)
 
-    def _judge(self, due: Due) -> Verdict:
+    def _judge(self, conn: psycopg.Connection, due: Due) -> Verdict:
         """Write one mail and hand it over."""
         if due.late:
             return Verdict("failed", "late", tried=False)
@@ -176,7 +176,7 @@ class Mailer:
         if due.kind not in KINDS:  # a newer version's: its web server sends it
             return Verdict("ready", "unknown_kind", tried=False)
         try:
-            letter = write(due, self._site)
+            letter = write(due, replace(self._site, conn=conn))
             if letter is None:
                 return Verdict("failed", "moot", tried=False)
             message = _message(self._server, due, letter)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
+import psycopg
 from django.conf import settings
 from django.db import connection, transaction
 from django.db.models.functions import Now
@@ -32,6 +33,8 @@ class Site:
     """How people reach the pages, without a slash at its end."""
     keys: Keys
     short_code: str
+    conn: psycopg.Connection | None = None
+    """The sender's, for what a mail is about."""
 
 
 Write = Callable[[Due, Site], Part | None]

@@ -260,6 +260,7 @@ _HELD = "state = 'claimed' and due_at > now()"
 _OLD_EVENT = "at < %(before)s"
 _NEVER_USED = "taken_at < %(before)s"
 _OLD_MAIL = "created_at < %(before)s"
+_GONE_ADDRESS = "coalesce(removed_at, case when confirmed_at is null then added_at end) < %(before)s"
 _OLD_RECEIPT = "received_at < %(before)s"
 _LESS_HEAVY = f"number > {FiguresHeavy.FOR_EVER} and month < %(before)s - interval '31 days'"
 _OLD_SESSION = "coalesce(ended_at, seen_at) < %(before)s"
@@ -331,6 +332,15 @@ JOBS: tuple[_Job, ...] = (
         lambda keep: keep.links,
         _oldest("mail", _OLD_MAIL),
         _OLD_MAIL,
+    ),
+    _Delete(
+        "addresses",
+        "addresses that were removed, or never confirmed",
+        "address",
+        "id",
+        lambda keep: keep.links,
+        f"select id from address where {_GONE_ADDRESS} limit %(count)s",  # noqa: S608
+        _GONE_ADDRESS,
     ),
     _Delete(
         "binds",

@@ -1,4 +1,4 @@
-"""Tables of how an account's owner is reached beside the phone: what is to be mailed.
+"""Tables of how an account's owner is reached beside the phone: addresses, and what is to be mailed to them.
 
 A part of the one app (models.py loads it), in a file of its own.
 """
@@ -49,4 +49,37 @@ class Mail(models.Model):
                 fields=["urgent", "due_at"], name="mail_waiting", condition=Q(state__in=["ready", "claimed"])
             ),
             models.Index(fields=["name"], name="mail_name"),
+        ]
+
+
+class Address(models.Model):
+    """An e-mail address that an account's owner added. (The agency's own stands in `account`, and counts as confirmed.)
+
+    The code that confirms it is derived from its name (domain/capability.py), and stands in no table.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    name = models.UUIDField(default=uuid.uuid4, help_text="Random.")
+    account = Text(help_text="The account's code.")
+    email = Text()
+    added_at = models.DateTimeField(db_default=Now())
+    codes = models.SmallIntegerField(default=1, help_text="How often its code was sent.")
+    tries = models.SmallIntegerField(default=0, help_text="How many codes were typed, wrong or right.")
+    confirmed_at = models.DateTimeField(null=True)
+    removed_at = models.DateTimeField(null=True)
+
+    class Meta:
+        db_table = "address"
+        indexes = [
+            models.Index(fields=["account", "added_at"], name="address_account"),
+            models.Index(
+                fields=["removed_at"], name="address_removed", condition=Q(removed_at__isnull=False)
+            ),
+        ]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["account"],
+                condition=Q(removed_at__isnull=True, confirmed_at__isnull=True),
+                name="address_one_unconfirmed_per_account",
+            )
         ]

@@ -43,7 +43,9 @@ with due as (
     from due where m.id = due.id returning m.*
 )
 select m.id, m.name, m.kind, m.account, m.address_id, m.about, m.language, m.attempts, m.created_at, m.until,
-       m.until <= now(), coalesce((select a.email from account a where a.code = m.account and m.address_id is null), '')
+       m.until <= now(), coalesce(
+           case when m.address_id is null then (select a.email from account a where a.code = m.account)
+                else (select d.email from address d where d.id = m.address_id and d.account = m.account) end, '')
 from claimed m order by m.urgent desc, m.id
 """
 

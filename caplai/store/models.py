@@ -17,6 +17,7 @@ from django.db.models import Q
 from django.db.models.functions import Now
 from django.utils.crypto import salted_hmac
 
+from caplai.store.contact import Address as Address
 from caplai.store.contact import Mail as Mail
 from caplai.store.fields import Text
 

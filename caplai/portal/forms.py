@@ -1,0 +1,65 @@
+"""What people type on the portal's pages: an e-mail address, a code from a mail."""
+
+from django import forms
+from django.core.validators import EmailValidator
+from django.utils.translation import gettext_lazy as _
+
+_NO_NULLS = {"null_characters_not_allowed": _("There is a character that cannot be used. Type it again.")}
+_MAX_EMAIL = 254  # RFC 5321, 4.5.3.1.3
+
+
+class AddressForm(forms.Form):
+    """{"email": …} of page and app."""
+
+    email = forms.CharField(
+        label=_("Email address"),
+        help_text=_("For example: lan@gmail.com"),
+        max_length=_MAX_EMAIL,
+        widget=forms.EmailInput(
+            attrs={"autocomplete": "email", "autocapitalize": "none", "spellcheck": "false"}
+        ),
+        error_messages={
+            **_NO_NULLS,
+            "required": _("Enter an email address."),
+            "max_length": _("This is too long for an email address."),
+        },
+    )
+
+    def clean_email(self) -> str:
+        """What a mail server can be told: ASCII, with a name, an @ and a domain; the domain in lower case."""
+        name, _at, domain = self.cleaned_data["email"].rpartition("@")
+        email = f"{name}@{domain.lower()}"
+        wrong = _("An email address looks like this: lan@gmail.com. Look at it again.")
+        if not email.isascii():
+            raise forms.ValidationError(wrong, "invalid")
+        EmailValidator(message=wrong)(email)
+        return email
+
+
+class CodeForm(forms.Form):
+    """{"code": …} of page and app: the six digits of a mail."""
+
+    code = forms.CharField(
+        label=_("Code from the mail"),
+        help_text=_("6 digits"),
+        max_length=30,
+        widget=forms.TextInput(
+            attrs={
+                "autocomplete": "one-time-code",
+                "inputmode": "numeric",
+                "class": "short",
+                "spellcheck": "false",
+            }
+        ),
+        error_messages={
+            **_NO_NULLS,
+            "required": _("Enter the code from the mail."),
+            "max_length": _("The code has 6 digits."),
+        },
+    )
+
+    def clean_code(self) -> str:
+        digits = "".join(self.cleaned_data["code"].split())
+        if not (len(digits) == 6 and digits.isascii() and digits.isdigit()):
+            raise forms.ValidationError(_("The code has 6 digits."), "invalid")
+        return digits

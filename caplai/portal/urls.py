@@ -1,0 +1,14 @@
+"""The citizen's pages around the sign-in."""
+
+from django.urls import path
+
+from caplai.portal import access, emails
+
+urlpatterns = [
+    path("account/again/", access.sign_in_again, name="sign_in_again"),
+    path("account/email/", emails.addresses, name="account_email"),
+    path("account/email/add/", emails.Add.as_view(), name="account_email_add"),
+    path("account/email/confirm/", emails.Confirm.as_view(), name="account_email_confirm"),
+    path("account/email/again/", emails.again, name="account_email_again"),
+    path("account/email/<int:address_id>/remove/", emails.remove, name="account_email_remove"),
+]
