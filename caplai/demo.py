@@ -223,6 +223,8 @@ def _message(config: Config, code: str) -> str:
 
 
 def _show(config: Config, citizens: list[dict[str, str]], phones: str, pages: str) -> None:
+    if config.public_url is None:  # browsers have passkeys for names only, and this one without https
+        pages = pages.replace("//127.0.0.1:", "//localhost:")
     click.echo(f"\n  the virtual phone   {phones}\n  the sign-in page    {pages}\n")
     click.echo(f"Three of the {len(citizens)} citizens to try:\n")
     for citizen in citizens[:3]:

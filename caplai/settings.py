@@ -36,6 +36,7 @@ INSTALLED_APPS = [
     "allauth",
     "allauth.account",
     "allauth.headless",
+    "allauth.mfa",
     "caplai.store",
     "caplai.signin",
     "caplai.portal",
@@ -116,6 +117,10 @@ ACCOUNT_PRESERVE_USERNAME_CASING = False
 # Our own guess budgets and throttle (service/credentials.py) replace all of allauth's, which also refuse the
 # right password. Nothing else uses a cache.
 ACCOUNT_RATE_LIMITS = False
+# Passkeys (signin/webauthn.py) are a way in, and no second factor.
+MFA_SUPPORTED_TYPES = ["webauthn"]
+MFA_PASSKEY_LOGIN_ENABLED = True
+MFA_RATE_LIMITS = False
 # How long choosing a password may take, from the issued one on.
 ACCOUNT_LOGIN_TIMEOUT = 3600
 HEADLESS_CLIENTS = ("app",)
@@ -138,6 +143,8 @@ LOGGING = logs.configuration(CAPLAI.log.format, CAPLAI.log.level, messages=CAPLA
 LOGGING["loggers"] |= {
     # A wrong password is an answer (401), no event of the log.
     "django.request": {"level": "ERROR"},
+    # It tells the ids of passkeys.
+    "fido2": {"level": "WARNING"},
     # Nor is what strangers send: another site's name, bodies too big, forms without their token.
     "django.security": {"level": "CRITICAL"},
 }

@@ -73,9 +73,10 @@ class LoginForm(forms.Form):
     username = UsernameField(
         label=_("Social insurance code"),
         help_text=_("10 digits; on the health insurance card, the last 10"),
+        # `webauthn`: browsers offer passkeys among what they fill in here.
         # No numeric keyboard: it hides the letters of the card's number and of operators' names.
         widget=forms.TextInput(
-            attrs={"autocomplete": "username", "autocapitalize": "none", "spellcheck": "false"}
+            attrs={"autocomplete": "username webauthn", "autocapitalize": "none", "spellcheck": "false"}
         ),
     )
     password = PasswordField(

@@ -1,4 +1,4 @@
-"""The stage between an issued password and a session: choosing a password of one's own."""
+"""The stage between an issued password and a session: choosing a password of one's own, or taking a passkey."""
 
 import secrets
 from uuid import UUID
@@ -9,6 +9,7 @@ from allauth.core.internal.httpkit import headed_redirect_response
 
 from caplai.service import using
 from caplai.service.using import Choice
+from caplai.signin import webauthn
 from caplai.signin.backend import rules
 from caplai.watch import metrics
 
@@ -17,7 +18,7 @@ ISSUED_CASE = "issued_case"
 
 
 class ChoosePasswordStage(LoginStage):
-    """Pending from the issued password on; only `choose` lets it be left, and only while its case is open."""
+    """Pending from the issued password on; only `choose` and `take_passkey` let it be left, while its case is open."""
 
     key = "choose_password"
     urlname = "choose_password"
@@ -41,6 +42,21 @@ class ChoosePasswordStage(LoginStage):
         case_id, attempt = UUID(self.state["case"]), self.state["attempt"]
         choice = using.choose(self.login.user, case_id, password, attempt=attempt, rules=rules())
         metrics.choices.labels(choice.value).inc()
+        return self._told(choice)
+
+    def take_passkey(self, credential: dict, name: str) -> Choice:
+        """Store the passkey instead of a password. CHOSEN and ENDED as of `choose`; nothing else comes back."""
+        login, state = self.login.user, self.state
+        choice = using.take_passkey(
+            login,
+            UUID(state["case"]),
+            lambda: webauthn.store(login, credential, name),
+            attempt=state["attempt"],
+        )
+        metrics.choices.labels("passkey" if choice is Choice.CHOSEN else choice.value).inc()
+        return self._told(choice)
+
+    def _told(self, choice: Choice) -> Choice:
         if choice is Choice.ENDED:
             clear_login(self.request)
         return choice

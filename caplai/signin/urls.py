@@ -2,12 +2,18 @@
 
 from django.urls import include, path
 
-from caplai.signin import views
+from caplai.signin import passkeys, views
 
 urlpatterns = [
     path("", views.home, name="home"),
     path("login/", views.SignIn.as_view(), name="account_login"),
+    path("login/passkey/", passkeys.sign_in, name="sign_in_by_passkey"),
+    path("login/passkey/options/", passkeys.sign_in_options, name="sign_in_by_passkey_options"),
     path("logout/", views.sign_out, name="account_logout"),
     path("choose-password/", views.ChoosePassword.as_view(), name="choose_password"),
+    path("choose-password/passkey/", passkeys.TakePasskey.as_view(), name="take_passkey"),
+    path(
+        "choose-password/passkey/options/", passkeys.TakePasskeyOptions.as_view(), name="take_passkey_options"
+    ),
     path("_allauth/app/v1/", include("caplai.signin.api")),
 ]

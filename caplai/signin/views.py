@@ -16,6 +16,7 @@ from django.views.generic.edit import FormView
 
 from caplai.domain import msisdn
 from caplai.service.using import Choice
+from caplai.signin import webauthn
 from caplai.signin.adapter import THROTTLED, TRY_AGAIN, put_off
 from caplai.signin.forms import ChooseForm, LoginForm
 from caplai.signin.stages import ChoosePasswordStage
@@ -39,6 +40,9 @@ class SignIn(RedirectAuthenticatedUserMixin, NextRedirectMixin, _FormPage):
     def get_form_kwargs(self) -> dict:
         return {**super().get_form_kwargs(), "request": self.request}
 
+    def get_context_data(self, **context) -> dict:
+        return super().get_context_data(passkeys=webauthn.site(self.request) is not None, **context)
+
     def form_valid(self, form: LoginForm) -> HttpResponse:
         login = PendingLogin(user=form.user, redirect_url=self.get_success_url())
         return perform_password_login(
@@ -46,10 +50,9 @@ class SignIn(RedirectAuthenticatedUserMixin, NextRedirectMixin, _FormPage):
         )  # what it is given here, it keeps in the session
 
 
-@method_decorator(sensitive_post_parameters("new_password"), name="dispatch")
-class ChoosePassword(_FormPage):
-    template_name = "signin/choose_password.html"
-    form_class = ChooseForm
+class InStage:
+    """What only a pending sign-in with an issued password may do: `stage` is its. Else, back to the sign-in page."""
+
     stage: ChoosePasswordStage
 
     def dispatch(self, request: HttpRequest, *args, **kwargs) -> HttpResponseBase:
@@ -62,13 +65,31 @@ class ChoosePassword(_FormPage):
             clear_login(request)
             return self.over()
         self.stage = stage
-        return super().dispatch(request, *args, **kwargs)
+        return super().dispatch(request, *args, **kwargs)  # type: ignore[misc]
+
+    def over(self) -> HttpResponse:
+        messages.error(
+            self.request,  # type: ignore[attr-defined]
+            _(
+                "The time for choosing a password is over, or one was chosen already. Sign in with the password"
+                " that you chose; if you chose none, text again for a password."
+            ),
+        )
+        return redirect("account_login")
+
+
+@method_decorator(sensitive_post_parameters("new_password"), name="dispatch")
+class ChoosePassword(InStage, _FormPage):
+    template_name = "signin/choose_password.html"
+    form_class = ChooseForm
 
     def get_form_kwargs(self) -> dict:
         return {**super().get_form_kwargs(), "login": self.stage.login.user}
 
     def get_context_data(self, **context) -> dict:
-        return super().get_context_data(code=self.stage.login.user.username, **context)
+        login = self.stage.login.user
+        passkeys = webauthn.site(self.request) is not None and not webauthn.is_full(login)
+        return super().get_context_data(code=login.username, passkeys=passkeys, **context)
 
     def form_valid(self, form: ChooseForm) -> HttpResponse:
         match self.stage.choose(form.cleaned_data["new_password"]):
@@ -83,16 +104,6 @@ class ChoosePassword(_FormPage):
             case Choice.TRY_AGAIN:
                 form.refuse_for_now()
         return self.form_invalid(form)
-
-    def over(self) -> HttpResponse:
-        messages.error(
-            self.request,
-            _(
-                "The time for choosing a password is over, or one was chosen already. Sign in with the password"
-                " that you chose; if you chose none, text again for a password."
-            ),
-        )
-        return redirect("account_login")
 
 
 def home(request: HttpRequest) -> HttpResponse:

@@ -3,92 +3,13 @@
 `caplai demo` runs as its user would run it. SCREENSHOTS=FOLDER keeps a picture of each page.
 """
 
-import os
 import re
-import select
-import shutil
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 
-CHROMIUM = shutil.which("chromium")
-pytestmark = [
-    pytest.mark.peer,
-    pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed"),
-]
+from tests.browser.conftest import SIZES
 
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-SIZES = {"phone": {"width": 360, "height": 740}, "desktop": {"width": 1280, "height": 800}}
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    """A running `caplai demo`: the two addresses and the three citizens that it prints."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("CAPLAI_")}
-    environment |= {"CAPLAI_DATA_DIR": str(tmp_path_factory.mktemp("demo")), "CAPLAI_PORT": "0"}
-    if "CAPLAI_PG_BIN" in os.environ:
-        environment["CAPLAI_PG_BIN"] = os.environ["CAPLAI_PG_BIN"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "caplai", "demo"],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    try:
-        said = said_until(process, "Ctrl-C stops all of it.", 60)
-        yield {
-            "phone": re.search(r"the virtual phone\s+(\S+)", said)[1],
-            "pages": re.search(r"the sign-in page\s+(\S+)", said)[1],
-            "citizens": re.findall(r"phone \+84(\d{9})\s+text: BH MK (\d{10})", said),
-        }
-    finally:
-        process.send_signal(signal.SIGINT)
-        rest = process.communicate(timeout=30)[0].decode()
-    assert process.returncode == 0, rest
-    assert "Traceback" not in rest
-
-
-def said_until(process, words, seconds):
-    said, end = b"", time.monotonic() + seconds
-    while words.encode() not in said:
-        ready, _, _ = select.select([process.stdout], [], [], max(0, end - time.monotonic()))
-        chunk = os.read(process.stdout.fileno(), 65536) if ready else b""
-        assert chunk, f"it said only: {said.decode()}"
-        said += chunk
-    return said.decode()
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def look(request):
-    """Take a picture of a page, and see that nothing sticks out at the side."""
-
-    def look(page, name):
-        if not page.context.script:
-            return  # then a page cannot be measured
-        width = page.evaluate("document.documentElement.scrollWidth")
-        assert width <= page.viewport_size["width"], f"{name} scrolls sideways"
-        if folder := os.environ.get("SCREENSHOTS"):
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            case = re.sub(r"\W+", "-", request.node.callspec.id)
-            page.screenshot(path=Path(folder) / f"{case}-{name}.png", full_page=name != "phone")
-
-    return look
+pytestmark = pytest.mark.peer
 
 
 @pytest.mark.parametrize(

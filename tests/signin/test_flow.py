@@ -49,7 +49,11 @@ def test_app_from_issued_to_chosen_password(app, citizen, open_case):
     assert answer.status_code == 401
     body = answer.json()
     assert {"id": "choose_password", "is_pending": True} in body["data"]["flows"]
-    assert {flow["id"] for flow in body["data"]["flows"]} == {"login", "choose_password"}
+    assert {flow["id"] for flow in body["data"]["flows"]} == {
+        "login",
+        "mfa_login_webauthn",
+        "choose_password",
+    }
     assert body["meta"]["is_authenticated"] is False
     assert app.session == body["meta"]["session_token"]
     assert app.device is None

@@ -1,0 +1,69 @@
+"use strict";
+// Fingerprint and face (WebAuthn). What asks for them stands in a template, which is shown where the browser can do it.
+(async () => {
+  const place = document.querySelector("template[data-passkey]");
+  const ours = window.PublicKeyCredential;
+  if (!place || !ours || !navigator.credentials) return;
+  const { passkey: ceremony, device } = place.dataset;
+  const can = async (what) => { try { return Boolean(ours[what] && await ours[what]()); } catch { return false; } };
+  const here = await can("isUserVerifyingPlatformAuthenticatorAvailable");
+  const filled = ceremony === "get" && await can("isConditionalMediationAvailable");
+  if (device === "this" ? !here : !here && !filled && device !== "any") return;
+
+  for (const other of document.querySelectorAll("[data-without-passkey]")) other.hidden = true;
+  for (const other of document.querySelectorAll("[data-beside-passkey]")) other.classList.add("second");
+  const shown = place.content.cloneNode(true);
+  const form = shown.querySelector("form");
+  const button = form.querySelector("button");
+  place.replaceWith(shown);
+
+  const octets = (text) => Uint8Array.from(atob(text.replace(/-/g, "+").replace(/_/g, "/")), (c) => c.charCodeAt(0));
+  const text = (buffer) => buffer ? btoa(String.fromCharCode(...new Uint8Array(buffer)))
+    .replace(/\+/g, "-").replace(/\//g, "_").replace(/=+$/, "") : undefined;
+  const say = (what) => {
+    for (const one of form.querySelectorAll("[data-said]")) one.hidden = one.dataset.said !== what;
+    button.disabled = false;
+  };
+
+  async function ask() {
+    const answer = await fetch(form.dataset.options, { method: "POST", body: new FormData(form) });
+    if (!answer.ok || answer.redirected) throw new Error(answer.status);
+    const { publicKey } = await answer.json();
+    publicKey.challenge = octets(publicKey.challenge);
+    if (publicKey.user) publicKey.user.id = octets(publicKey.user.id);
+    for (const list of [publicKey.excludeCredentials, publicKey.allowCredentials])
+      for (const one of list || []) one.id = octets(one.id);
+    return { publicKey };
+  }
+
+  function send({ id, rawId, type, response }) {
+    const parts = { clientDataJSON: text(response.clientDataJSON) };
+    for (const part of ["attestationObject", "authenticatorData", "signature", "userHandle"])
+      if (response[part]) parts[part] = text(response[part]);
+    form.elements.credential.value = JSON.stringify({ id, rawId: text(rawId), type, response: parts });
+    form.submit();
+  }
+
+  // Asked for before the tap: some browsers want the finger at once after it, and networks are slow.
+  let options = here || filled ? ask() : null;
+  if (options) options.catch(() => { options = null; });
+  const waiting = filled && new AbortController();
+  if (waiting && options) // among what the field for the code suggests
+    options.then((given) => navigator.credentials.get({ ...given, mediation: "conditional", signal: waiting.signal }))
+      .then(send, () => {});
+
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    button.disabled = true;
+    say();
+    button.disabled = true;
+    if (waiting) waiting.abort();
+    try {
+      const given = await (options || ask());
+      send(await navigator.credentials[ceremony](given));
+    } catch (error) {
+      options = null; // another try, another challenge
+      say(error.name === "InvalidStateError" ? "there" : "failed");
+    }
+  });
+})();
