@@ -301,6 +301,11 @@ class Config(BaseSettings):
     public_url: str | None = Field(
         None, description="How people reach the site; with https, HTTPS is enforced and cookies are secure."
     )
+    hsts_subdomains: bool = Field(
+        False,
+        description="Whether browsers shall insist on HTTPS (HSTS) for all names below that of `public_url`, too: only"
+        " where every one of them has it.",
+    )
     trusted_proxies: list[str] = Field(
         [], description="Networks whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed."
     )

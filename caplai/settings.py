@@ -4,6 +4,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from caplai.config import ConfigError, load
+from caplai.signin import static_files
 from caplai.store.db import django_database
 from caplai.watch import logs
 
@@ -48,7 +49,7 @@ MIDDLEWARE = [
     "caplai.watch.http.Requests",
     "caplai.wiring.aggregators",
     "django.middleware.security.SecurityMiddleware",
-    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "caplai.signin.static_files.StaticFiles",
     "caplai.signin.middleware.Headers",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "caplai.signin.middleware.Language",
@@ -88,7 +89,10 @@ TIME_ZONE = "Asia/Ho_Chi_Minh"
 USE_TZ = True
 
 STATIC_URL = "/static/"
+STORAGES = {"staticfiles": {"BACKEND": "caplai.signin.static_files.HashedNames"}}
 WHITENOISE_USE_FINDERS = True
+WHITENOISE_ALLOW_ALL_ORIGINS = False
+WHITENOISE_ADD_HEADERS_FUNCTION = static_files.headers
 
 # Sign-in.
 AUTH_USER_MODEL = "store.Login"
@@ -131,11 +135,17 @@ CSRF_FAILURE_VIEW = "caplai.signin.views.csrf_failure"
 SESSION_ENGINE = "caplai.signin.sessions"
 SESSION_COOKIE_AGE = int(CAPLAI.signin.session_age.total_seconds())
 SESSION_IDLE = CAPLAI.signin.session_idle
-SESSION_COOKIE_NAME = "caplai_session"
+# Over HTTPS no neighbour in the same domain can plant them (RFC 6265bis, 4.1.3.2).
+_prefix = "__Host-" if HTTPS else ""
+SESSION_COOKIE_NAME = f"{_prefix}caplai_session"
+CSRF_COOKIE_NAME = f"{_prefix}csrftoken"
+DEVICE_COOKIE_NAME = f"{_prefix}caplai_device"
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
 SESSION_COOKIE_HTTPONLY = CSRF_COOKIE_HTTPONLY = True
 SECURE_SSL_REDIRECT = HTTPS
 SECURE_HSTS_SECONDS = 31_536_000 if HTTPS else 0
+SECURE_HSTS_INCLUDE_SUBDOMAINS = CAPLAI.hsts_subdomains
+SECURE_CROSS_ORIGIN_OPENER_POLICY = "same-origin"
 SECURE_REFERRER_POLICY = "same-origin"
 X_FRAME_OPTIONS = "DENY"
 

@@ -15,7 +15,7 @@ from caplai.store.keyring import KeyringError
 from caplai.store.models import Account, Login
 from caplai.watch import metrics
 
-DEVICE_COOKIE = "caplai_device"
+DEVICE_COOKIE = settings.DEVICE_COOKIE_NAME
 DEVICE_HEADER = "X-Device-Token"
 
 for _outcome in Outcome:  # a rise from nothing to one is seen only if there was a zero

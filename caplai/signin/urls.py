@@ -2,7 +2,7 @@
 
 from django.urls import include, path
 
-from caplai.signin import passkeys, views
+from caplai.signin import install, passkeys, views
 
 urlpatterns = [
     path("", views.home, name="home"),
@@ -15,5 +15,8 @@ urlpatterns = [
     path(
         "choose-password/passkey/options/", passkeys.TakePasskeyOptions.as_view(), name="take_passkey_options"
     ),
+    path("manifest.webmanifest", install.manifest, name="manifest"),
+    path("service-worker.js", install.service_worker, name="service_worker"),
+    path("offline/", install.offline, name="offline"),
     path("_allauth/app/v1/", include("caplai.signin.api")),
 ]

@@ -96,7 +96,7 @@ def test_pages_that_are_served_all_along_do_not_end_an_outage(
 
 
 def test_a_bug_is_no_outage(browser, db, monkeypatch, caplog):
-    monkeypatch.setattr("caplai.signin.views.how_to_get_a_password", lambda: 1 / 0)
+    monkeypatch.setattr("caplai.signin.views.SignIn.get_context_data", lambda *_, **__: 1 / 0)
     browser.raise_request_exception = False
     assert browser.get("/login/").status_code == 500
     assert [record.name for record in said(caplog)] == ["django.request"]

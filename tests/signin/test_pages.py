@@ -1,9 +1,11 @@
 """What surrounds the forms: headers, languages, cookies, proxies, errors, and the translation itself."""
 
 import ast
+import hashlib
 import json
 import os
 import re
+import struct
 import subprocess
 import sys
 from datetime import timedelta
@@ -39,6 +41,64 @@ def test_headers_of_every_page(browser, citizen, login):
         assert answer["Cache-Control"] == "no-store"
         assert answer["X-Content-Type-Options"] == "nosniff"
         assert answer["Referrer-Policy"] == "same-origin"
+        assert answer["Cross-Origin-Opener-Policy"] == answer["Cross-Origin-Resource-Policy"] == "same-origin"
+        assert "publickey-credentials-get=(self)" in answer["Permissions-Policy"]
+
+
+def test_static_files_are_named_by_their_content_and_kept_for_a_year(browser, db):
+    page = browser.get("/login/").content.decode()
+    url = re.search(r"/static/caplai\.[0-9a-f]{12}\.css", page)[0]
+    content = (PACKAGE / "signin" / "static" / "caplai.css").read_bytes()
+    assert hashlib.sha256(content).hexdigest().startswith(url.split(".")[1])
+    kept = browser.get(url)
+    assert kept["Cache-Control"] == "max-age=315360000, public, immutable"
+    assert kept["Cross-Origin-Resource-Policy"] == "same-origin"
+    assert "Access-Control-Allow-Origin" not in kept
+    for other in ["/static/caplai.css", "/static/caplai.000000000000.css"]:  # of another version, say
+        answer = browser.get(other)
+        assert answer["Cache-Control"] == "max-age=60, public"
+        assert b"".join(answer.streaming_content) == content
+    assert browser.get("/static/nothing.css").status_code == 404
+
+
+def test_manifest_is_in_vietnamese_and_its_icons_are_there(browser, db):
+    answer = browser.get("/manifest.webmanifest")
+    assert answer["Content-Type"] == "application/manifest+json"
+    said = answer.json()
+    assert (said["name"], said["lang"]) == ("Tài khoản dịch vụ công", "vi")
+    assert {icon["purpose"] for icon in said["icons"]} == {"any", "maskable"}
+    for icon in said["icons"]:
+        kept = browser.get(icon["src"])
+        assert (kept.status_code, kept["Content-Type"]) == (200, icon["type"])
+        if icon["type"] == "image/png":
+            width, height = struct.unpack(">II", b"".join(kept.streaming_content)[16:24])
+            assert icon["sizes"] == f"{width}x{height}"
+
+
+def test_service_worker_keeps_nothing_of_a_person(browser, citizen, login):
+    sign_in(browser, citizen.code, CHOSEN)
+    worker = browser.get("/service-worker.js")
+    assert worker["Content-Type"] == "text/javascript"
+    assert "worker-src 'self'" in worker["Content-Security-Policy"]
+    files = re.search(r"FILES = \[(.*)\]", worker.content.decode())[1]
+    assert re.fullmatch(r'PAGE, "/static/caplai\.\w+\.css", "/static/caplai\.\w+\.svg"', files)
+    page = browser.get("/offline/")
+    assert page.content == Client().get("/offline/").content  # the same for everybody
+    assert page.content.decode().count('href="sms:8079?body=BH%20MK%20"') == 2
+
+
+def test_over_https_cookies_belong_to_our_host_alone():
+    code = """from caplai import settings as s
+print(s.SESSION_COOKIE_NAME, s.CSRF_COOKIE_NAME, s.DEVICE_COOKIE_NAME, s.SESSION_COOKIE_SECURE, s.CSRF_COOKIE_SECURE,
+      s.SECURE_HSTS_SECONDS, s.SECURE_HSTS_INCLUDE_SUBDOMAINS)"""
+    told = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "CAPLAI_PUBLIC_URL": "https://caplai.example"},
+        capture_output=True,
+        text=True,
+    )
+    names = ["__Host-caplai_session", "__Host-csrftoken", "__Host-caplai_device"]
+    assert told.stdout.split() == [*names, "True", "True", "31536000", "False"]
 
 
 @pytest.mark.parametrize("path", ["/login/", "/nowhere"])

@@ -16,3 +16,5 @@ for (const form of document.forms) {
 addEventListener("pageshow", () => { for (const form of document.forms) delete form.dataset.sent; });
 const errors = document.querySelector(".errors");
 if (errors) { errors.tabIndex = -1; errors.focus(); }
+// Without a network a page shows that says how to text for a password.
+if (navigator.serviceWorker) navigator.serviceWorker.register("/service-worker.js").catch(() => {});

@@ -1,0 +1,26 @@
+{% load static %}"use strict";
+// Without a network it shows a page that says so, from which one can still text for a password. Whatever else is asked
+// goes to the network and is kept nowhere: pages are somebody's.
+const NAME = "offline-{{ version }}";
+const PAGE = "{% url 'offline' %}";
+const FILES = [PAGE, "{% static 'caplai.css' %}", "{% static 'caplai.svg' %}"];
+
+addEventListener("install", (event) => event.waitUntil((async () => {
+  const kept = await caches.open(NAME);
+  await kept.addAll(FILES.map((file) => new Request(file, { credentials: "omit" })));
+  await skipWaiting();
+})()));
+
+addEventListener("activate", (event) => event.waitUntil((async () => {
+  for (const name of await caches.keys()) if (name !== NAME) await caches.delete(name);
+  await clients.claim();
+})()));
+
+addEventListener("fetch", (event) => {
+  const { request } = event;
+  if (request.mode === "navigate") {
+    event.respondWith(fetch(request).catch(() => caches.match(PAGE)));
+  } else if (FILES.includes(request.url.slice(location.origin.length))) {
+    event.respondWith(fetch(request).catch(() => caches.match(request)));
+  }
+});
