@@ -9,9 +9,11 @@ import importlib
 import ipaddress
 import os
 import tomllib
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -72,6 +74,11 @@ class Service(Section):
         None,
         description="The link for messages that answer none, or whose own may not send; none: the first that may.",
     )
+    brandname: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9 ._-]{3,11}$",
+        description="The sender of messages that answer none, such as one-time codes; none: the first short code.",
+    )
 
 
 class Password(Section):
@@ -125,6 +132,14 @@ class LimitSettings(Section):
     errors_hour: int = Field(
         5, ge=1, description="Error replies to one phone within an hour; beyond it there is silence."
     )
+    web_account_day: int = Field(
+        2,
+        ge=1,
+        description="The same by page and app, which are free: they end before the paid message does.",
+    )
+    web_account_month: int = Field(6, ge=1, description="Of one account within 30 days, by page and app.")
+    web_phone_day: int = Field(4, ge=1, description="Of one phone within 24 hours, by page and app.")
+    web_phone_month: int = Field(12, ge=1, description="Of one phone within 30 days, by page and app.")
 
 
 class TextSettings(Section):
@@ -136,6 +151,17 @@ class TextSettings(Section):
     bad_syntax: str = Field(Texts.bad_syntax, description="Any other message with the keyword.")
     over_limit: str = Field(Texts.over_limit, description="Over a limit. `{until}`, `{portal}`.")
     closed: str = Field(Texts.closed, description="The service is closed by the operator. `{portal}`.")
+    issued_web: str = Field(
+        Texts.issued_web, description="The password, after page or app. `{password}`, `{until}`."
+    )
+    issued_web_family: str = Field(
+        Texts.issued_web_family,
+        description="The same to a phone of several accounts. `{code}`, `{password}`, `{until}`.",
+    )
+    otp: str = Field(
+        Texts.otp,
+        description="The one-time code. `{otp}`. With `public_url` a last line binds it to the site.",
+    )
 
 
 class SigninSettings(Section):
@@ -173,6 +199,45 @@ class SigninSettings(Section):
         ge=timedelta(seconds=1),
         le=_YEAR,
         description="How long it lasts while nobody uses it; no longer than `session_age` in any case.",
+    )
+
+
+class RecoverSettings(Section):
+    """ "Quên mật khẩu" by page and app (docs/recover.md). None of these budgets ever closes the short code."""
+
+    lifetime: timedelta = Field(
+        timedelta(minutes=5),
+        ge=timedelta(minutes=1),
+        le=timedelta(minutes=10),
+        description="How long a one-time code by SMS lives.",
+    )
+    pause: timedelta = Field(
+        timedelta(seconds=60),
+        ge=timedelta(seconds=10),
+        le=timedelta(minutes=5),
+        description="How long after it the same code may be sent again.",
+    )
+    sends: int = Field(3, ge=1, le=10, description="How often one code is sent at most.")
+    code_day: int = Field(
+        5, ge=1, description="One-time codes asked for one insurance code (known or not) within 24 hours."
+    )
+    phone_day: int = Field(
+        10, ge=1, description="One-time codes sent to one phone within 24 hours; beyond it, silently none."
+    )
+    network_day: int = Field(
+        300, ge=1, description="Asked from one network (IPv4 address, IPv6 /64) within 24 hours."
+    )
+    prefix_hour: int = Field(1000, ge=1, description="Asked from one IPv4 /24 or IPv6 /48 within an hour.")
+    site_hour: int = Field(20_000, ge=1, description="Sent by the whole site within an hour.")
+    unverified_least: int = Field(
+        500, ge=10, description="From so many messages in an hour on, the share of codes never typed counts."
+    )
+    unverified_percent: int = Field(
+        80, ge=10, le=100, description="The share of them, in percent, at which no more are sent."
+    )
+    choose_at_once: bool = Field(
+        False,
+        description="After the one-time code a password is chosen on the page, and none is sent by SMS.",
     )
 
 
@@ -332,6 +397,7 @@ class Config(BaseSettings):
     limits: LimitSettings = Field(default_factory=LimitSettings)
     texts: TextSettings = Field(default_factory=TextSettings)
     signin: SigninSettings = Field(default_factory=SigninSettings)
+    recover: RecoverSettings = Field(default_factory=RecoverSettings)
     log: LogSettings = Field(default_factory=LogSettings)
     watch: WatchSettings = Field(default_factory=WatchSettings)
     retention: RetentionSettings = Field(default_factory=RetentionSettings)
@@ -389,6 +455,7 @@ class Config(BaseSettings):
             short_code=max(self.service.short_codes, key=len),
             portal=self.service.portal,
             password_length=longest,
+            host=self.public_host,
         )
         if problems:
             raise ValueError("; ".join(problems))
@@ -404,6 +471,11 @@ class Config(BaseSettings):
     def site_url(self) -> str:
         """How people reach the pages, without a slash at its end."""
         return self.public_url or f"http://{self.address}:{self.port}"
+
+    @property
+    def public_host(self) -> str:
+        """The host of `public_url`, without a port; empty where there is none."""
+        return urlsplit(self.public_url or "").hostname or ""
 
     @property
     def keyring_file(self) -> Path:
@@ -456,6 +528,16 @@ class Config(BaseSettings):
             phone=(Limit(self.limits.phone_day, day), Limit(self.limits.phone_month, month)),
             errors=Limit(self.limits.errors_hour, timedelta(hours=1)),
             texts_per_case=self.password.texts_per_case,
+        )
+
+    @property
+    def web_limits(self) -> Limits:
+        """The limits of what page and app give for nothing."""
+        day, month = timedelta(days=1), timedelta(days=30)
+        return replace(
+            self.policy_limits,
+            account=(Limit(self.limits.web_account_day, day), Limit(self.limits.web_account_month, month)),
+            phone=(Limit(self.limits.web_phone_day, day), Limit(self.limits.web_phone_month, month)),
         )
 
     @classmethod

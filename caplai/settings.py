@@ -125,6 +125,8 @@ ACCOUNT_RATE_LIMITS = False
 MFA_SUPPORTED_TYPES = ["webauthn"]
 MFA_PASSKEY_LOGIN_ENABLED = True
 MFA_RATE_LIMITS = False
+# What the re-issue needs, for rooms that must not know the wiring.
+REISSUE_RULES = "caplai.wiring.web_rules"
 # How long choosing a password may take, from the issued one on.
 ACCOUNT_LOGIN_TIMEOUT = 3600
 HEADLESS_CLIENTS = ("app",)

@@ -51,6 +51,7 @@ def reissue_rules(config: Config, keyring: Keys, conn: psycopg.Connection) -> Ru
         short_code=config.service.short_codes[0],
         mt_links=frozenset(config.senders),
         mt_link=config.service.mt_link or next(iter(config.senders), None),
+        channel_limits={"web": config.web_limits},
     )
 
 
@@ -70,7 +71,8 @@ def retention_rules(config: Config) -> retention.Keep:
 
 
 @functools.cache
-def _web_rules() -> Rules:
+def web_rules() -> Rules:
+    """The rules as the web server has them (also by name, in settings.REISSUE_RULES: rooms do not know the wiring)."""
     connection.ensure_connection()
     return reissue_rules(settings.CAPLAI, settings.KEYRING, connection.connection)
 
@@ -82,7 +84,7 @@ def aggregators(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable
     """
     config = settings.CAPLAI
     https = (config.public_url or "").startswith("https://")
-    door = aggregator_in.Door(config.aggregators, _web_rules, insists_on_https=https)
+    door = aggregator_in.Door(config.aggregators, web_rules, insists_on_https=https)
 
     def answer(request: HttpRequest) -> HttpResponse:
         theirs = config.aggregators and request.path_info.startswith(aggregator_in.PREFIX)

@@ -74,6 +74,8 @@ class Facts:
     proved: bool = False
     """Whether the account exists, is approved, and the phone is the registered one."""
     case: OpenCase | None = None
+    by_text: bool = True
+    """Whether a grant is told by a text with the password: a case bears few of them."""
     account_cases: Sequence[datetime] = ()
     phone_cases: Sequence[datetime] = ()
     phone_accounts: int = 1
@@ -114,7 +116,7 @@ def _not_proved(facts: Facts, limits: Limits, now: datetime) -> Decision | None:
 def _joins(facts: Facts, limits: Limits, now: datetime) -> Decision | None:
     if facts.case is None or facts.case.expires_at <= now:
         return None
-    if facts.case.texts < limits.texts_per_case:
+    if facts.case.texts < limits.texts_per_case or not facts.by_text:
         return Decision(Outcome.JOINED)
     return Decision(Outcome.OVER_LIMIT, facts.case.expires_at)
 

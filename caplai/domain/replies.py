@@ -31,6 +31,9 @@ _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _PERSONAL_OF: dict[str, dict[str, bool]] = {
     "issued": {"code": True, "password": True, "until": False},
     "over_limit": {"until": True},
+    "issued_web": {"password": True, "code": False, "until": False},
+    "issued_web_family": {"password": True, "code": True, "until": False},
+    "otp": {"otp": True},
 }
 
 
@@ -38,8 +41,9 @@ _PERSONAL_OF: dict[str, dict[str, bool]] = {
 class Texts:
     """The templates of the replies, by outcome (service.md); the agency may word them anew.
 
-    `{keyword} {command} {short_code} {portal}` stand in all of them, `{code} {password} {until}` in `issued`,
-    `{until}` in `over_limit`. `mismatch` is one text for three outcomes, so that nobody learns which.
+    `{keyword} {command} {short_code} {portal}` stand in all of them, `{code} {password} {until}` in `issued` and
+    `issued_web`, `{until}` in `over_limit`, `{otp}` in `otp`. `mismatch` is one text for three outcomes, so that
+    nobody learns which.
     """
 
     issued: str = "Cap lai mat khau thanh cong. Tai khoan: {code}/Mat khau: {password}. Dung truoc {until}."
@@ -56,14 +60,25 @@ class Texts:
     )
     over_limit: str = "Da qua so lan cho phep. Thu lai sau {until} hoac cap lai mien phi tai {portal}"
     closed: str = "Dich vu tin nhan tam dung. Cap lai mat khau tai {portal} hoac tai co quan BHXH gan nhat."
+    issued_web: str = "Cap lai mat khau thanh cong. Mat khau moi: {password}"
+    issued_web_family: str = "Cap lai mat khau thanh cong. Tai khoan: {code}. Mat khau moi: {password}"
+    otp: str = "Ma xac thuc (OTP) cua ban la {otp}. Khong cung cap cho bat ky ai."
 
     def check(
-        self, *, keyword: str, command: str, short_code: str, portal: str, password_length: int = 10
+        self,
+        *,
+        keyword: str,
+        command: str,
+        short_code: str,
+        portal: str,
+        password_length: int = 10,
+        host: str = "",
     ) -> list[str]:
         """What is wrong with the texts under this configuration: a sentence each, none if all is well.
 
         Each text must be one segment of GSM-7 with the longest values it can get (`short_code`: hand in the
-        longest), have only placeholders that it can fill, and those without which it is of no use.
+        longest), have only placeholders that it can fill, and those without which it is of no use. `host`: of the
+        site, for the last line of an OTP's text (`bind_to_origin`).
         """
         configured = {"keyword": keyword, "command": command, "short_code": short_code, "portal": portal}
         problems = [
@@ -73,22 +88,41 @@ class Texts:
         ]
         if problems:
             return problems
-        longest = {"code": "0" * 10, "password": "0" * password_length, "until": "00:00 00/00/0000"}
+        longest = {
+            "code": "0" * 10,
+            "password": "0" * password_length,
+            "until": "00:00 00/00/0000",
+            "otp": "0" * 6,
+        }
         for each in fields(self):
             template: str = getattr(self, each.name)
+            if each.name == "otp":
+                template = bind_to_origin(template, host)
             problems += _problems(each.name, template, configured, longest)
         return problems
 
 
 def prepare(template: str, *, keyword: str, command: str, short_code: str, portal: str) -> str:
-    """Template → wording: the configuration's values put in, `{code} {password} {until}` left in place."""
+    """Template → wording: the configuration's values put in, `{code} {password} {until} {otp}` left in place."""
     return _replace(
         template, {"keyword": keyword, "command": command, "short_code": short_code, "portal": portal}
     )
 
 
+def bind_to_origin(template: str, host: str) -> str:
+    """An OTP's text with the last line by which phones offer the code to this site alone
+    (https://wicg.github.io/sms-one-time-codes/); as it is where the site's host is not known.
+    """
+    return f"{template}\n@{host} #{{otp}}" if host else template
+
+
 def fill(
-    wording: str, *, code: str | None = None, password: str | None = None, until: datetime | None = None
+    wording: str,
+    *,
+    code: str | None = None,
+    password: str | None = None,
+    until: datetime | None = None,
+    otp: str | None = None,
 ) -> str:
     """Wording → the text to send. ValueError if the wording has a placeholder whose value is not given.
 
@@ -96,6 +130,8 @@ def fill(
     never later than it is. A time from which something holds is passed through `whole_minute` first.
     """
     values = {"code": code, "password": password, "until": None if until is None else _local(until)}
+    if otp is not None:
+        values["otp"] = otp
     pieces = list(_pieces(wording))
     for at in range(1, len(pieces), 2):
         name = pieces[at]

@@ -197,7 +197,7 @@ def check(username: str, password: str, *, device: str | None, network: str, rul
             cursor.execute(_BOOK, [facts.code, facts.device, network])
     if issued:
         assert facts.code
-        return Checked(Outcome.ISSUED, _login_of(facts.code), facts.case)
+        return Checked(Outcome.ISSUED, login_of(facts.code), facts.case)
     (guess,) = db.row(cursor)
     if facts.taken_over and facts.usable and not is_password_usable(encoded):
         if verify_password(password, facts.taken_over)[0]:
@@ -405,7 +405,7 @@ def hold_active(login: Login, **same: str) -> bool:
     return held.values("pk").first() is not None
 
 
-def _login_of(code: str) -> Login:
+def login_of(code: str) -> Login:
     """The login of an account, made at its first sign-in. Under the account's lock, so nobody else makes it."""
     unusable = {"username": code, "password": make_password(None)}
     return Login.objects.select_related("account").get_or_create(account_id=code, defaults=unusable)[0]
@@ -426,7 +426,7 @@ def _renew(facts: _Facts, guess: int, encoded: str) -> Checked:
         # Only if it is still the one that was verified: it may have been ended meanwhile, or renewed.
         ended, _ = TakenOverPassword.objects.filter(code=facts.code, hash=facts.taken_over).delete()
         approved = Account.objects.filter(code=facts.code, state=Account.State.APPROVED).exists()
-        login = _login_of(facts.code) if ended and approved else None
+        login = login_of(facts.code) if ended and approved else None
         if login is None or not hold_active(login):
             transaction.set_rollback(True)
             return Checked(Outcome.WRONG)

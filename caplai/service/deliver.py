@@ -3,6 +3,7 @@
 from datetime import datetime, timedelta
 from enum import Enum
 
+from caplai.domain import otp
 from caplai.domain.issuing import Inputs, Keyring, derive
 from caplai.domain.replies import fill
 from caplai.store.queues import Due, Settled
@@ -34,6 +35,8 @@ class Verdict(Enum):
 def compose(due: Due, keyring: Keyring | None) -> str | None:
     """The text of an outbox row, or None when this host lacks the key of its case (or all keys)."""
     if due.case_id is None:
+        if due.recovery_id is not None:
+            return _with_otp(due, keyring)
         return fill(due.wording, until=due.until)
     if due.key is None:
         raise LookupError("a reply's case is gone")
@@ -43,6 +46,15 @@ def compose(due: Due, keyring: Keyring | None) -> str | None:
         return None
     password = derive(key, Inputs(due.version, due.case_id, due.account, due.length, due.alphabet))
     return fill(due.wording, code=due.account, password=password, until=due.until)
+
+
+def _with_otp(due: Due, keyring: Keyring | None) -> str | None:
+    assert due.recovery_id and due.key and due.version and due.account
+    key = keyring.get(due.key) if keyring else None
+    if key is None:
+        return None
+    inputs = otp.Inputs(due.version, due.recovery_id, due.account)
+    return fill(due.wording, otp=otp.derive(key, inputs), until=due.until)
 
 
 def settle(

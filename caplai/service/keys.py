@@ -235,7 +235,14 @@ def still_needed(conn: psycopg.Connection, key: Known, session_age: timedelta) -
             "select count(*) from reissue_case where key = %s and ended_at is null and expires_at > clock_timestamp()",
             key.id,
         )
-        return f"{count} open cases" if count else None
+        if count:
+            return f"{count} open cases"
+        count = _count(
+            conn,
+            "select count(*) from recovery where key = %s and ended_at is null and expires_at > clock_timestamp()",
+            key.id,
+        )
+        return f"{count} one-time codes" if count else None
     assert key.retired_at is not None
     until = key.retired_at + STALE + (session_age if key.kind == "web" else timedelta())
     row = conn.execute("select clock_timestamp() < %s", [until]).fetchone()
@@ -257,6 +264,12 @@ def in_use(conn: psycopg.Connection) -> dict[tuple[str, str], str]:
             "select key, count(*) from reissue_case where ended_at is null and expires_at > now() group by key"
         ).fetchall()
     }
+    for key, count in conn.execute(
+        "select key, count(*) from recovery where ended_at is null and expires_at > now() group by key"
+    ).fetchall():
+        used["issuing", key] = ", ".join(
+            filter(None, [used.get(("issuing", key)), f"{count} one-time codes"])
+        )
     return used | {
         ("pepper", key): f"{count} chosen passwords"
         for key, count in conn.execute(

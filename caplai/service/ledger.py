@@ -72,6 +72,7 @@ class Ledger:
                 case = self.cases.get(code)
                 facts.proved = request.phone is not None and self.accounts.get(code) == request.phone
                 facts.case = case.living if case and not case.spent else None
+                facts.by_text = request.tells_grants
                 facts.account_cases = self.account_cases.get(code, ())
                 facts.phone_cases = self.phone_cases.get(request.phone or "", ())
                 facts.phone_accounts = self.phone_accounts.get(request.phone or "", 1)
@@ -95,13 +96,13 @@ class Ledger:
         old = self.cases.get(code)
         if decision.outcome is Outcome.JOINED:
             assert old is not None
-            old.living.texts += 1
+            old.living.texts += request.tells_grants
             old.joined = True
             return old
         if old is not None:
             self.replaced.append(old)
         form = rules.long_form if self.long or code in self.guessed else rules.form
-        living = OpenCase(expires_at=whole_minute(self.now + rules.lifetime), texts=1)
+        living = OpenCase(expires_at=whole_minute(self.now + rules.lifetime), texts=int(request.tells_grants))
         key = self.key or rules.keyring().active
         case = Case(next(self.ids), code, phone, self.now, living, form, key, VERSION, opened=True)
         self.cases[code] = case

@@ -16,7 +16,7 @@ import psycopg
 
 from caplai.domain import msisdn
 from caplai.domain.grammar import Reissue, understand
-from caplai.domain.policy import SILENT, Decision, decide
+from caplai.domain.policy import GRANTED, Decision, decide
 from caplai.domain.replies import whole_minute
 from caplai.service import keys, locks
 from caplai.service.ledger import Case, Ledger, gather
@@ -108,7 +108,7 @@ def reissue(
     decisions: list[Decision] = []
     cases: list[Case | None] = []
     for request in requests:
-        decision = decide(ledger.facts(request), rules.limits, ledger.now)
+        decision = decide(ledger.facts(request), rules.limits_of(request.channel), ledger.now)
         decisions.append(decision)
         cases.append(ledger.fold(request, decision, rules))
     _write(conn, ledger, requests, decisions, cases, rules, handover)
@@ -221,16 +221,18 @@ def _write_replies(
     handover: Handover | None,
 ) -> None:
     ids = ledger.wordings
-    if unknown := set(rules.wordings.values()) - ids.keys():
+    wanted = {*rules.wordings.values(), *(request.wording for request in requests if request.wording)}
+    if unknown := wanted - ids.keys():
         # Whoever adds the same ones at this moment has all its locks already, so nobody waits for long.
         ids |= queues.intern(conn, unknown)
     rows: list[tuple[Any, ...]] = []
     handed: dict[int, queues.Due] = {}
     for request, decision, case in zip(requests, decisions, cases, strict=True):
-        if decision.outcome in SILENT:
+        if not request.is_told(decision.outcome):
             continue
         to = request.reply_to
-        wording = rules.wording(decision.outcome, to.sender)
+        granted = decision.outcome in GRANTED
+        wording = (granted and request.wording) or rules.wording(decision.outcome, to.sender)
         until = case.living.expires_at if case else decision.until and whole_minute(decision.until)
         hand = handover is not None and request.inbox is not None and handover.takes(to.link)
         rows.append(

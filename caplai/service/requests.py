@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from caplai.domain.grammar import Command, Grammar
 from caplai.domain.issuing import Keyring
-from caplai.domain.policy import GRANTED, Limits, Outcome
+from caplai.domain.policy import GRANTED, SILENT, Limits, Outcome
 from caplai.store import queues
 
 
@@ -40,6 +40,11 @@ class Rules:
     """The links that may send."""
     mt_link: str | None
     """The link of messages that answer none, or whose own link may not send."""
+    channel_limits: Mapping[str, Limits] = field(default_factory=dict)
+    """The limits of a channel that has its own; `limits` are those of all others."""
+
+    def limits_of(self, channel: str) -> Limits:
+        return self.channel_limits.get(channel, self.limits)
 
     def wording(self, outcome: Outcome, short_code: str) -> str:
         told = Outcome.ISSUED if outcome in GRANTED else outcome
@@ -61,7 +66,11 @@ class ReplyTo:
 
 @dataclass(slots=True, repr=False)
 class Request:
-    """One request. `phone` is the proved phone (E.164), None where the sender is no phone of a person."""
+    """One request. `phone` is the proved phone (E.164), None where the sender is no phone of a person.
+
+    A door with pages tells refusals there (`tells_refusals`), and perhaps grants, too (`tells_grants`: without a text);
+    `wording` is what its text for a grant says, None: as the rules have it.
+    """
 
     command: Command
     channel: str
@@ -69,6 +78,13 @@ class Request:
     source: str
     reply_to: ReplyTo
     inbox: int | None = None
+    wording: str | None = None
+    tells_grants: bool = True
+    tells_refusals: bool = True
+
+    def is_told(self, outcome: Outcome) -> bool:
+        """Whether a text tells this outcome."""
+        return self.tells_grants if outcome in GRANTED else self.tells_refusals and outcome not in SILENT
 
 
 @dataclass(slots=True, repr=False)

@@ -390,6 +390,15 @@ JOBS: tuple[_Job, ...] = (
         "at < %(before)s",
     ),
     _Delete(
+        "recoveries",
+        "requests of people who forgot a password",
+        "recovery",
+        "id",
+        lambda keep: max(keep.guesses, timedelta(days=2)),  # budgets look at a day
+        "select id from recovery where created_at < %(before)s order by created_at limit %(count)s",
+        "created_at < %(before)s",
+    ),
+    _Delete(
         "sign-ins",
         "sessions that have expired",
         "django_session",

@@ -229,6 +229,60 @@ class Case(models.Model):
         ]
 
 
+class Recovery(models.Model):
+    """Somebody who forgot a password and asked for a way back by page or app; for unknown codes, too.
+
+    The OTP is derived from `id`, `code` and the key (domain/otp.py). Who asked keeps a secret in the session.
+    """
+
+    class Channel(models.TextChoices):
+        SMS = "sms"
+        EMAIL = "email"
+
+    class End(models.TextChoices):
+        PROVED = "proved"
+        TRIED_OUT = "tried_out", "too many wrong tries"
+        REPLACED = "replaced", "the same browser asked for another one"
+
+    id = models.UUIDField(primary_key=True, help_text="128 random bits.")
+    code = Text(help_text="As it was asked for, known or not.")
+    channel = Text(choices=Channel.choices)
+    phone = Text(null=True, help_text="Where the OTP went; empty where none was sent.")
+    network = Text()
+    prefix = Text(help_text="The network's neighbourhood: an IPv4 /24, an IPv6 /48.")
+    secret_hash = models.BinaryField(unique=True, help_text="SHA-256 of what the asking browser keeps.")
+    key = Text(help_text="The id of the issuing key.")
+    version = models.SmallIntegerField()
+    created_at = models.DateTimeField()
+    expires_at = models.DateTimeField()
+    tries = models.SmallIntegerField(db_default=0, help_text="Wrong ones.")
+    asks = models.SmallIntegerField(
+        db_default=1, help_text="How often it was to be sent, whether it could be or not."
+    )
+    sends = models.SmallIntegerField(db_default=0, help_text="How many messages there were.")
+    asked_at = models.DateTimeField(help_text="The last time that it was to be sent.")
+    proved_at = models.DateTimeField(null=True)
+    ended_at = models.DateTimeField(null=True)
+    ended_as = Text(null=True, choices=End.choices)
+    outcome = Text(null=True, help_text="What the re-issue said after the proof (domain/policy.py).")
+    until = models.DateTimeField(null=True, help_text="With over_limit: until when.")
+    by_text = models.BooleanField(
+        null=True, help_text="With over_limit: whether a text would be answered now."
+    )
+
+    class Meta:
+        db_table = "recovery"
+        indexes = [
+            models.Index(fields=["code", "created_at"], name="recovery_code"),
+            models.Index(
+                fields=["phone", "created_at"], name="recovery_phone", condition=Q(phone__isnull=False)
+            ),
+            models.Index(fields=["network", "created_at"], name="recovery_network"),
+            models.Index(fields=["prefix", "created_at"], name="recovery_prefix"),
+            models.Index(fields=["created_at"], name="recovery_created_at"),
+        ]
+
+
 class LinkSession(models.Model):
     """One bind of one engine to one link.
 
@@ -358,6 +412,7 @@ class Outbox(models.Model):
     wording = models.IntegerField()
     account = Text(null=True)
     case_id = models.UUIDField(null=True)
+    recovery_id = models.UUIDField(null=True, help_text="Of an OTP: whose.")
     until = models.DateTimeField(null=True)
     link = Text()
     sender = Text()

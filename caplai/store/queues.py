@@ -28,6 +28,8 @@ REDELIVERY = timedelta(seconds=60)
 """The same message may come again this long after an acknowledgement that may not have arrived (service.md)."""
 INBOX_CHANNEL = "caplai_inbox"
 OUTBOX_CHANNEL = "caplai_outbox"
+OTP = "otp"
+"""The kind of an outbox row that carries the one-time code of a forgotten password."""
 
 
 class Suspect(IntEnum):
@@ -112,6 +114,8 @@ class Due:
     """Whether its password has ended or expired: nobody is helped by it any more."""
     age: float
     """Seconds since the message arrived that it answers (or since it was made), by the database's clock."""
+    recovery_id: UUID | None = None
+    """Of an OTP: its request. Then `account` is the code as it was asked for, `key` and `version` are the OTP's."""
 
 
 @dataclass(slots=True)
@@ -452,7 +456,22 @@ order by o.id
 def claim_outbox(conn: psycopg.Connection, link: str, engine: str, count: int, lease: timedelta) -> list[Due]:
     """Up to `count` messages due on `link`, ours for `lease`; after it they are due again."""
     claim = {"link": link, "engine": engine, "count": count, "lease": lease}
-    return list(starmap(Due, conn.execute(_CLAIM_OUTBOX, claim).fetchall()))
+    dues = list(starmap(Due, conn.execute(_CLAIM_OUTBOX, claim).fetchall()))
+    otps = {due.id: due for due in dues if due.kind == OTP}
+    if otps:
+        found = conn.execute(_OTPS, [array(otps)]).fetchall()
+        for id_, recovery, code, key, version, dead in found:
+            due = otps[id_]
+            due.recovery_id, due.account, due.key, due.version, due.dead = recovery, code, key, version, dead
+    return dues
+
+
+# A statement of its own, so that a batch without any pays nothing for it. Where the request is gone, so is its time.
+_OTPS = """
+select o.id, o.recovery_id, r.code, r.key, r.version,
+       coalesce(r.ended_at is not null or r.expires_at <= clock_timestamp(), true)
+from outbox o left join recovery r on r.id = o.recovery_id where o.id = any(%s::bigint[])
+"""
 
 
 def answer_name(inbox_id: int) -> str:

@@ -102,7 +102,7 @@ def web_process(*aggregators, port=0):
 def serve(transactional_db, settings, monkeypatch):
     """Start our site with these aggregators (and other settings)."""
     servers = []
-    wiring._web_rules.cache_clear()  # the wordings of another test are gone
+    wiring.web_rules.cache_clear()  # the wordings of another test are gone
 
     def start(*aggregators, **others):
         update = {"aggregators": [Aggregator.model_validate(each) for each in aggregators], **others}
@@ -119,4 +119,4 @@ def serve(transactional_db, settings, monkeypatch):
         server.shutdown()
         thread.join()
         server.server_close()
-    wiring._web_rules.cache_clear()
+    wiring.web_rules.cache_clear()

@@ -198,7 +198,7 @@ def test_an_error_is_repeated_word_for_word(site, settings):
     first = site.kannel("BH MK 123", id="one")
     texts = settings.CAPLAI.texts.model_copy(update={"bad_code": "Khac"})
     settings.CAPLAI = settings.CAPLAI.model_copy(update={"texts": texts})
-    wiring._web_rules.cache_clear()
+    wiring.web_rules.cache_clear()
     assert site.kannel("BH MK 123", id="one") == first
     assert site.kannel("BH MK 123", id="two") == "Khac"
 
@@ -385,7 +385,7 @@ def test_a_host_without_the_key_stores_nothing(site, settings, tmp_path):
     content = other.path.read_text().replace(settings.KEYRING.ring("issuing").active, "i-elsewhere")
     other.path.write_text(content)
     settings.KEYRING, well = other, settings.KEYRING
-    wiring._web_rules.cache_clear()
+    wiring.web_rules.cache_clear()
     assert site.ask("GET", kannel_url(id="one"))[0] == 503
     assert site.ask("GET", kannel_url(id="two"))[0] == 503
     assert "khong khop" in site.kannel("BH MK 9876543210", id="three")  # needs no key
@@ -393,7 +393,7 @@ def test_a_host_without_the_key_stores_nothing(site, settings, tmp_path):
     assert site.ask("GET", kannel_url(id="four"))[0] == 503
     assert outcomes() == ["issued", "mismatch"]
     settings.KEYRING = well
-    wiring._web_rules.cache_clear()
+    wiring.web_rules.cache_clear()
     assert site.kannel(id="two") == first
 
 
