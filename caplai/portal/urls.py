@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from caplai.portal import access, emails
+from caplai.portal import access, emails, recover
 
 urlpatterns = [
     path("account/again/", access.sign_in_again, name="sign_in_again"),
@@ -11,4 +11,9 @@ urlpatterns = [
     path("account/email/confirm/", emails.Confirm.as_view(), name="account_email_confirm"),
     path("account/email/again/", emails.again, name="account_email_again"),
     path("account/email/<int:address_id>/remove/", emails.remove, name="account_email_remove"),
+    path("recover/", recover.Start.as_view(), name="recover"),
+    path("recover/send/", recover.send, name="recover_send"),
+    path("recover/otp/", recover.Otp.as_view(), name="recover_otp"),
+    path("recover/again/", recover.again, name="recover_again"),
+    path("recover/done/", recover.done, name="recover_done"),
 ]

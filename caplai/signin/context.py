@@ -16,5 +16,6 @@ def how_to_get_a_password() -> dict[str, str]:
     return {
         "text": text,
         "short_code": service.short_codes[0],
+        "sample": f"{text} 0123456789",
         "link": f"sms:{service.short_codes[0]}?body={text.replace(' ', '%20')}%20",
     }

@@ -1,0 +1,391 @@
+"""Quên mật khẩu: the pages that lead somebody back in who forgot the password.
+
+The code → how to go on → the one-time code (OTP) → what comes next. Whatever code is typed, known or not, the pages up
+to the OTP are the same in words, status and time; what was decided shows only to who typed the right OTP.
+The browser's session keeps a random secret, and no code: `service/forgotten.py` has the rest.
+"""
+
+import itertools
+from dataclasses import dataclass
+
+import qrcode
+from allauth.account.internal.flows.login import perform_password_login
+from allauth.account.models import Login as PendingLogin
+from django import forms
+from django.conf import settings
+from django.contrib import messages
+from django.core.exceptions import ValidationError
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect, render
+from django.utils import timezone
+from django.utils.decorators import method_decorator
+from django.utils.html import format_html
+from django.utils.module_loading import import_string
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext_lazy as _
+from django.views.decorators.debug import sensitive_post_parameters
+from django.views.generic.edit import FormView
+
+from caplai.domain.grammar import CODE_LENGTH, code_of
+from caplai.domain.otp import Budgets, Sending
+from caplai.domain.policy import GRANTED, Outcome
+from caplai.domain.replies import bind_to_origin, prepare
+from caplai.service import forgotten
+from caplai.service.forgotten import Asker, Proof, Proved, Rules
+from caplai.signin import backend
+from caplai.signin.adapter import put_off
+from caplai.signin.context import how_to_get_a_password
+from caplai.signin.middleware import network
+from caplai.signin.stages import ISSUED_CASE
+
+SECRET = "recovery"  # noqa: S105 - its name
+"""What the session keeps of a request, and nothing else: 256 random bits, of which the database has a hash."""
+_RETRY_SECONDS = 3600
+
+
+def rules() -> Rules:
+    """The rules as configured. Raises KeyringError."""
+    config = settings.CAPLAI
+    reissue = import_string(settings.REISSUE_RULES)()
+    chosen, texts = config.recover, config.reply_texts
+    sender = config.service.brandname or config.service.short_codes[0]
+
+    def wording(template: str) -> str:
+        return prepare(
+            template,
+            keyword=config.service.keyword,
+            command=config.service.command,
+            short_code=config.service.short_codes[0],
+            portal=config.service.portal,
+        )
+
+    return Rules(
+        reissue=reissue,
+        signin=backend.rules(),
+        budgets=Budgets(
+            code_day=chosen.code_day,
+            phone_day=chosen.phone_day,
+            network_day=chosen.network_day,
+            prefix_hour=chosen.prefix_hour,
+            site_hour=chosen.site_hour,
+            unverified_least=chosen.unverified_least,
+            unverified_percent=chosen.unverified_percent,
+            pause=chosen.pause,
+            sends=chosen.sends,
+        ),
+        lifetime=chosen.lifetime,
+        wording=wording(bind_to_origin(texts.otp, config.public_host)),
+        granted=wording(texts.issued_web),
+        granted_family=wording(texts.issued_web_family),
+        sender=sender,
+        choose_at_once=chosen.choose_at_once,
+    )
+
+
+def asker(request: HttpRequest) -> Asker:
+    return Asker(network(request), backend.device_token(request))
+
+
+# --- forms, for the pages and for the app ----------------------------------------------------------
+
+
+class CodeForm(forms.Form):
+    """{"code": …}: an insurance code, however it was typed or copied from a card."""
+
+    code = forms.CharField(
+        label=_("Social insurance code"),
+        help_text=_("10 digits; on the health insurance card, the last 10"),
+        max_length=150,
+        widget=forms.TextInput(
+            attrs={"autocomplete": "username", "autocapitalize": "none", "spellcheck": "false"}
+        ),
+        error_messages={
+            "required": _("Enter the code."),
+            "max_length": _("This is too long for a code."),
+            "null_characters_not_allowed": _("There is a character that cannot be used. Type it again."),
+        },
+    )
+
+    def clean_code(self) -> str:
+        code = code_of(self.cleaned_data["code"])
+        if code is None:
+            raise ValidationError(
+                _("The code has 10 digits. Look at your social insurance book or health insurance card."),
+                "bad_code",
+            )
+        return code
+
+
+class OtpForm(forms.Form):
+    """{"otp": …}: spaces are forgiven."""
+
+    otp = forms.CharField(
+        label=_("One-time code"),
+        help_text=_("6 digits, from the message"),
+        max_length=40,
+        widget=forms.TextInput(
+            attrs={
+                "autocomplete": "one-time-code",
+                "inputmode": "numeric",
+                "spellcheck": "false",
+                "class": "short",
+            }
+        ),
+        error_messages={
+            "required": _("Enter the 6 digits from the message."),
+            "max_length": _("Enter the 6 digits from the message."),
+            "null_characters_not_allowed": _("Enter the 6 digits from the message."),
+        },
+    )
+
+    def refuse(self, found: Proved) -> None:
+        """Say what was wrong, where it is worth another try."""
+        match found.proof:
+            case Proof.WRONG:
+                words = _("This is not the one-time code. Tries left: %(count)s.") % {"count": found.tries}
+                self.add_error("otp", ValidationError(words, "wrong_otp"))
+            case Proof.THROTTLED:
+                self.add_error(
+                    None,
+                    ValidationError(
+                        _(
+                            "There were too many wrong codes from the network that you are on. Try again later."
+                        ),
+                        "too_many_attempts",
+                    ),
+                )
+            case Proof.TRY_AGAIN:
+                self.add_error(
+                    None,
+                    ValidationError(
+                        _("We cannot check this code just now. Try again in a minute."), "try_again"
+                    ),
+                )
+
+
+STATUS = {Proof.THROTTLED: 429, Proof.TRY_AGAIN: 503}
+"""Of an OTP that was not looked at."""
+
+
+# --- what is said ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Said:
+    """A page of words alone."""
+
+    title: str
+    text: str
+    again: bool = False
+    """Whether beginning anew is worth a button."""
+    others: bool = True
+    """Whether the other ways are offered."""
+
+
+def say_not_sent(sending: Sending) -> Said:
+    """Why no OTP goes out: the same for every code."""
+    match sending:
+        case Sending.TOO_MANY:
+            return Said(
+                _("Too many codes for today"),
+                _(
+                    "For this social insurance code, or from the network that you are on, one-time codes were asked for"
+                    " too often. No more are sent today."
+                ),
+            )
+        case Sending.CLOSED:
+            return Said(
+                _("The service is closed for now"),
+                _(
+                    "Passwords are not given again at the moment. Try again later, or go to the nearest office."
+                ),
+                others=False,
+            )
+    return Said(
+        _("Too many people are asking just now"),
+        _("We cannot send one-time codes by SMS at the moment. Try again in an hour, or take another way."),
+    )
+
+
+def say_over() -> Said:
+    return Said(
+        _("This one-time code is over"),
+        _("Its time is up, or there were too many wrong tries. Begin again, and you get a new one."),
+        again=True,
+    )
+
+
+def say_decided(decided: Outcome, until: str, by_text: bool) -> Said:
+    """After the proof: what came of it."""
+    if decided in GRANTED:
+        return Said(
+            _("Look at your phone"),
+            _(
+                "A message with a new password comes to your registered phone within a minute. Sign in with it, then"
+                " choose a password of your own."
+            ),
+            others=False,
+        )
+    if decided is Outcome.OVER_LIMIT:
+        if by_text:
+            text = _(
+                "You got as many new passwords for free as there are for now. The next free one is there after"
+                " %(time)s. Until then, text for one."
+            )
+        else:
+            text = _(
+                "You got as many new passwords as there are for now. The next one is there after %(time)s. If you"
+                " cannot wait, go to the nearest office."
+            )
+        return Said(_("No more for free just now"), text % {"time": until}, others=by_text)
+    if decided is Outcome.CLOSED:
+        return say_not_sent(Sending.CLOSED)
+    return Said(
+        _("This did not work"),
+        _("Your account or its phone number has just been changed. Go to the nearest office."),
+        others=False,
+    )
+
+
+# --- the pages -------------------------------------------------------------------------------------
+
+
+@method_decorator(sensitive_post_parameters("code"), name="dispatch")
+class Start(FormView):
+    """The code. What follows it is the answer to the POST, for a code is never in an address of ours."""
+
+    template_name = "portal/recover.html"
+    form_class = CodeForm
+
+    def form_valid(self, form: CodeForm) -> HttpResponse:
+        code = form.cleaned_data["code"]
+        context = {"code": code, "by_sms": rules().can_send, **text_for(code)}
+        return render(self.request, "portal/recover_ways.html", context)
+
+
+@sensitive_post_parameters("code")
+def send(request: HttpRequest) -> HttpResponse:
+    """POST {"code"}: send an OTP to its phone, if there is one."""
+    form = CodeForm(request.POST)
+    if request.method != "POST" or not form.is_valid():
+        return redirect("recover")
+    code = form.cleaned_data["code"]
+    asked = forgotten.ask(code, asker(request), secret=request.session.get(SECRET), rules=rules())
+    if asked.secret is not None:
+        request.session[SECRET] = asked.secret
+    if asked.sending is not Sending.SENT:
+        assert asked.sending is not None
+        return _say(request, say_not_sent(asked.sending), text_for(code), status=429)
+    return redirect("recover_otp")
+
+
+@method_decorator(sensitive_post_parameters("otp"), name="dispatch")
+class Otp(FormView):
+    """The OTP. Over: it says so, and lets begin anew."""
+
+    template_name = "portal/recover_otp.html"
+    form_class = OtpForm
+
+    def get(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
+        standing = forgotten.look(request.session.get(SECRET), rules=rules())
+        if standing is None:
+            return redirect("recover")
+        if standing.decided is not None:
+            return redirect("recover_done")
+        if standing.over:
+            return _say(request, say_over())
+        return super().get(request, *args, **kwargs)
+
+    def get_context_data(self, **context) -> dict:
+        standing = forgotten.look(self.request.session.get(SECRET), rules=rules())
+        minutes = settings.CAPLAI.recover.lifetime.total_seconds() // 60
+        return super().get_context_data(standing=standing, minutes=int(minutes), **context)
+
+    def form_valid(self, form: OtpForm) -> HttpResponse:
+        secret = self.request.session.get(SECRET)
+        found = forgotten.prove(secret, form.cleaned_data["otp"], asker(self.request), rules=rules())
+        if found.proof is Proof.DONE:
+            return choose(self.request, found) or redirect("recover_done")
+        if found.proof is Proof.OVER or (found.proof is Proof.WRONG and not found.tries):
+            return _say(self.request, say_over())
+        form.refuse(found)
+        response = self.form_invalid(form)
+        if status := STATUS.get(found.proof):
+            self.request.checked = found
+            put_off(self.request, response, status)
+        return response
+
+
+def again(request: HttpRequest) -> HttpResponse:
+    """POST: send the OTP again. Too soon: nothing is sent, and the page says when."""
+    if request.method != "POST":
+        return redirect("recover_otp")
+    asked = forgotten.again(request.session.get(SECRET), asker(request), rules=rules())
+    if asked.sending not in (Sending.SENT, None):
+        return _say(request, say_not_sent(asked.sending), status=429)
+    if asked.sent:
+        messages.info(request, _("The same one-time code is sent once more, if there is a phone for it."))
+    elif asked.again_at is not None:
+        messages.info(
+            request, _("We asked for it just now. Please wait a minute, then you can ask once more.")
+        )
+    return redirect("recover_otp")
+
+
+def done(request: HttpRequest) -> HttpResponse:
+    """What comes next, for the browser that proved the OTP."""
+    standing = forgotten.look(request.session.get(SECRET), rules=rules())
+    if standing is None or standing.decided is None:
+        return redirect("recover")
+    until = timezone.localtime(standing.until).strftime("%H:%M %d/%m/%Y") if standing.until else ""
+    said = say_decided(standing.decided, until, standing.by_text)
+    return _say(request, said, signs_in=standing.decided in GRANTED)
+
+
+def choose(request: HttpRequest, found: Proved) -> HttpResponse | None:
+    """Where the agency lets a password be chosen on the spot: on to that page. None: it does not."""
+    if found.login is None or found.case_id is None:
+        return None
+    setattr(found.login, ISSUED_CASE, found.case_id)
+    return perform_password_login(request, {}, PendingLogin(user=found.login))
+
+
+def _say(
+    request: HttpRequest, said: Said, text: dict | None = None, *, status: int = 200, **context
+) -> HttpResponse:
+    """A page of words. `text`: what to text for this code, as a link and a picture; else what to text for any."""
+    response = render(
+        request, "portal/recover_said.html", {"said": said, **(text or {}), **context}, status=status
+    )
+    if status == 429:
+        response["Retry-After"] = str(_RETRY_SECONDS)
+    return response
+
+
+def text_for(code: str) -> dict:
+    """What to text for this code: in words, as a link that writes it, and as a picture of that link for a phone."""
+    how = how_to_get_a_password()
+    assert len(code) == CODE_LENGTH
+    how = {**how, "link": how["link"] + code, "sample": f"{how['text']} {code}"}
+    return {"how": how, "picture": picture(how["link"])}
+
+
+def picture(link: str) -> SafeString:
+    """A QR code as SVG, within the page: the code of a person is in no address of ours."""
+    made = qrcode.QRCode(border=4)
+    made.add_data(link)
+    modules = made.get_matrix()
+    path = []
+    for y, row in enumerate(modules):
+        x = 0
+        for dark, run in itertools.groupby(row):
+            width = len(list(run))
+            if dark:
+                path.append(f"M{x} {y}h{width}v1h-{width}z")
+            x += width
+    return format_html(
+        '<svg class="qr" viewBox="0 0 {size} {size}" role="img" aria-label="{says}"><path d="{path}"/></svg>',
+        size=len(modules),
+        says=_("A picture that writes the message when your phone's camera looks at it"),
+        path="".join(path),
+    )

@@ -1,0 +1,296 @@
+"""The verbs of a forgotten password: who is told an OTP, who proves it, what the budgets forbid."""
+
+import threading
+from datetime import timedelta
+
+import pytest
+from django.db import connection, connections
+from django.db.models import F
+
+from caplai.domain.otp import Sending
+from caplai.domain.policy import Outcome
+from caplai.service import keys
+from caplai.service.forgotten import ALARM, Asker, Proof, again, ask, look, prove
+from caplai.service.operate import switch_service
+from caplai.store.models import Account, Case, Event, Guess, Key, Outbox, Recovery, Switch
+from tests.portal.forgetting import another, otp_of, read_phone, rules_with
+
+pytestmark = pytest.mark.django_db(transaction=True)
+ASKER = Asker("203.0.113.7")
+UNKNOWN = "9999999999"
+
+
+def later(**by):
+    """Let time pass for every request."""
+    step = timedelta(**by)
+    Recovery.objects.update(
+        created_at=F("created_at") - step, expires_at=F("expires_at") - step, asked_at=F("asked_at") - step
+    )
+
+
+def test_the_otp_and_then_the_password_come_to_the_registered_phone(lan):
+    rules = rules_with()
+    asked = ask(lan.code, ASKER, secret=None, rules=rules)
+    assert asked.sending is Sending.SENT
+    [(to, text)] = read_phone()
+    assert to == "84327000686"
+    assert text == f"Ma xac thuc (OTP) cua ban la {otp_of(text)}. Khong cung cap cho bat ky ai."
+    proved = prove(asked.secret, f" {otp_of(text)[:3]} {otp_of(text)[3:]}", ASKER, rules=rules)
+    assert (proved.proof, proved.decided) == (Proof.DONE, Outcome.ISSUED)
+    [(to, text)] = read_phone()
+    assert to == "84327000686"
+    assert text.startswith("Cap lai mat khau thanh cong. Mat khau moi: ") and len(text) == 49
+    case = Case.objects.get()
+    assert (case.account, case.channel, case.texts) == (lan.code, "web", 1)
+    assert prove(asked.secret, otp_of(text), ASKER, rules=rules).proof is Proof.OVER
+    assert look(asked.secret, rules=rules).decided is Outcome.ISSUED
+
+
+def test_the_text_names_the_account_where_the_phone_has_several(lan):
+    Account.objects.create(code="0123456780", phone=lan.phone, state="approved")
+    rules = rules_with()
+    asked = ask(lan.code, ASKER, secret=None, rules=rules)
+    prove(asked.secret, otp_of(read_phone()[0][1]), ASKER, rules=rules)
+    assert f"Tai khoan: {lan.code}. Mat khau moi: " in read_phone()[0][1]
+
+
+def test_neither_otp_nor_secret_is_in_the_database(lan):
+    rules = rules_with()
+    asked = ask(lan.code, ASKER, secret=None, rules=rules)
+    otp = otp_of(read_phone()[0][1])
+    with connection.cursor() as cursor:
+        for table in ("recovery", "outbox", "wording", "event", "django_session"):
+            cursor.execute(f"select coalesce(string_agg(t::text, ' '), '') from {table} t")
+            found = cursor.fetchone()[0]
+            assert otp not in found and asked.secret not in found, table
+
+
+@pytest.mark.parametrize("state", ["unknown", "pending", "closed"])
+def test_others_are_answered_the_same_and_sent_nothing(lan, state):
+    if state != "unknown":
+        Account.objects.create(code=UNKNOWN, phone="+84327000687", state=state)
+    rules = rules_with()
+    hers, theirs = (ask(code, ASKER, secret=None, rules=rules) for code in (lan.code, UNKNOWN))
+    assert hers.sending == theirs.sending is Sending.SENT
+    assert [to for to, _ in read_phone()] == ["84327000686"]
+    for left in (2, 1, 0):
+        answers = [prove(one.secret, "000000x", ASKER, rules=rules) for one in (hers, theirs)]
+        assert [(one.proof, one.tries) for one in answers] == [(Proof.WRONG, left)] * 2
+    assert [look(one.secret, rules=rules).over for one in (hers, theirs)] == [True, True]
+    assert Guess.objects.filter(network=ASKER.network).count() == 6
+    assert Guess.objects.filter(account=lan.code).count() == 3
+
+
+def test_even_the_right_digits_open_nothing_for_whom_no_otp_was_sent(lan, monkeypatch):
+    rules = rules_with()
+    asked = ask(UNKNOWN, ASKER, secret=None, rules=rules)
+    monkeypatch.setattr("caplai.domain.otp.matches", lambda *_: True)
+    assert prove(asked.secret, "123456", ASKER, rules=rules).proof is Proof.WRONG
+    assert not Case.objects.exists()
+
+
+def test_three_wrong_tries_end_it_and_the_right_one_comes_too_late(lan):
+    rules = rules_with()
+    asked = ask(lan.code, ASKER, secret=None, rules=rules)
+    otp = otp_of(read_phone()[0][1])
+    for _ in range(3):
+        assert prove(asked.secret, another(otp), ASKER, rules=rules).proof is Proof.WRONG
+    assert prove(asked.secret, otp, ASKER, rules=rules).proof is Proof.OVER
+    assert Recovery.objects.get().ended_as == "tried_out"
+
+
+def test_it_holds_five_minutes_and_for_its_own_browser_only(lan):
+    rules = rules_with()
+    asked = ask(lan.code, ASKER, secret=None, rules=rules)
+    otp = otp_of(read_phone()[0][1])
+    other = ask(lan.code, ASKER, secret=None, rules=rules)
+    for secret in (other.secret, "x", "", None):
+        assert prove(secret, otp, ASKER, rules=rules).proof in (Proof.WRONG, Proof.OVER)
+    later(minutes=4, seconds=58)
+    assert not look(asked.secret, rules=rules).over
+    later(seconds=3)
+    assert prove(asked.secret, otp, ASKER, rules=rules).proof is Proof.OVER
+    assert read_phone() == []  # nor is what waited sent any more
+
+
+def test_again_sends_the_same_one_after_the_pause_and_three_times_at_most(lan):
+    rules = rules_with()
+    asked = ask(lan.code, ASKER, secret=None, rules=rules)
+    [(_, first)] = read_phone()
+    for early in (
+        again(asked.secret, ASKER, rules=rules),
+        ask(lan.code, ASKER, secret=asked.secret, rules=rules),
+    ):
+        assert (early.sending, early.sent, early.secret) == (Sending.SENT, False, None)
+    assert read_phone() == []
+    for _ in range(2):
+        later(seconds=61)
+        assert again(asked.secret, ASKER, rules=rules).sent
+        assert read_phone() == [("84327000686", first)]
+    later(seconds=61)
+    assert not again(asked.secret, ASKER, rules=rules).sent
+    assert look(asked.secret, rules=rules).again_at is None
+    assert read_phone() == []
+    assert prove(asked.secret, otp_of(first), ASKER, rules=rules).decided is Outcome.ISSUED
+
+
+def test_another_code_in_the_same_browser_ends_the_request_before(lan):
+    rules = rules_with()
+    asked = ask(lan.code, ASKER, secret=None, rules=rules)
+    otp = otp_of(read_phone()[0][1])
+    other = ask(UNKNOWN, ASKER, secret=asked.secret, rules=rules)
+    assert other.secret != asked.secret
+    assert prove(asked.secret, otp, ASKER, rules=rules).proof is Proof.OVER
+
+
+def test_a_phone_that_changed_meanwhile_proves_nothing(lan):
+    rules = rules_with()
+    asked = ask(lan.code, ASKER, secret=None, rules=rules)
+    otp = otp_of(read_phone()[0][1])
+    Account.objects.update(phone="+84327000999")
+    assert prove(asked.secret, otp, ASKER, rules=rules).proof is Proof.WRONG
+    assert not Case.objects.exists()
+
+
+def test_a_family_phones_day_is_silent_for_it_changes_no_word(lan):
+    rules = rules_with(budgets={"phone_day": 2})
+    for n in range(3):
+        code = f"012345670{n}"
+        Account.objects.create(code=code, phone=lan.phone, state="approved")
+        assert ask(code, ASKER, secret=None, rules=rules).sending is Sending.SENT
+    assert len(read_phone()) == 2
+
+
+def test_used_up_guesses_close_the_six_digits_of_an_otp_too(lan):
+    rules = rules_with(signin={"guesses": 4})
+    asked = ask(lan.code, ASKER, secret=None, rules=rules)
+    otp = otp_of(read_phone()[0][1])
+    Guess.objects.bulk_create(Guess(account=lan.code, network="x") for _ in range(4))
+    assert prove(asked.secret, otp, ASKER, rules=rules).proof is Proof.WRONG
+    assert ask(lan.code, ASKER, secret=None, rules=rules).sending is Sending.SENT
+    assert read_phone() == []
+
+
+def test_a_network_with_too_many_failures_waits_and_nothing_is_counted(lan):
+    rules = rules_with(signin={"network_failures": 2})
+    asked = ask(lan.code, ASKER, secret=None, rules=rules)
+    otp = otp_of(read_phone()[0][1])
+    Guess.objects.bulk_create(Guess(network=ASKER.network) for _ in range(2))
+    found = prove(asked.secret, otp, ASKER, rules=rules)
+    assert found.proof is Proof.THROTTLED and found.retry_at is not None
+    assert Recovery.objects.get().tries == 0
+    assert prove(asked.secret, otp, Asker("198.51.100.1"), rules=rules).proof is Proof.DONE
+
+
+def test_the_free_limit_says_when_and_whether_a_text_would_help(lan):
+    rules = rules_with()
+    for _ in range(2):
+        asked = ask(lan.code, ASKER, secret=None, rules=rules)
+        found = prove(asked.secret, otp_of(read_phone()[0][1]), ASKER, rules=rules)
+        assert found.decided is Outcome.ISSUED
+        Case.objects.filter(ended_at=None).update(ended_at=F("opened_at"), ended_as="used")
+        read_phone()
+    asked = ask(lan.code, ASKER, secret=None, rules=rules)
+    assert prove(asked.secret, otp_of(read_phone()[0][1]), ASKER, rules=rules).decided is Outcome.OVER_LIMIT
+    standing = look(asked.secret, rules=rules)
+    assert standing.until is not None and standing.by_text
+    assert read_phone() == []  # the page tells it; no text does
+
+
+def test_an_open_case_is_joined_by_whatever_door(lan, rules, conn):
+    from caplai.domain.grammar import Reissue
+    from caplai.service.reissue import reissue
+    from caplai.service.requests import ReplyTo, Request
+
+    with conn.transaction():
+        reissue(
+            conn,
+            [
+                Request(
+                    Reissue(lan.code), "sms", lan.phone, lan.phone, ReplyTo("viettel", "8079", "84327000686")
+                )
+            ],
+            rules,
+        )
+    [(_, by_sms)] = read_phone()
+    mine = rules_with()
+    asked = ask(lan.code, ASKER, secret=None, rules=mine)
+    assert prove(asked.secret, otp_of(read_phone()[0][1]), ASKER, rules=mine).decided is Outcome.JOINED
+    [(_, text)] = read_phone()
+    assert text[-6:] in by_sms
+    assert Case.objects.get().texts == 2
+
+
+def test_choosing_at_once_sends_no_password(lan):
+    rules = rules_with(choose_at_once=True)
+    asked = ask(lan.code, ASKER, secret=None, rules=rules)
+    found = prove(asked.secret, otp_of(read_phone()[0][1]), ASKER, rules=rules)
+    case = Case.objects.get()
+    assert (found.login.username, found.case_id, case.texts) == (lan.code, case.id, 0)
+    assert read_phone() == []
+
+
+def test_a_closed_service_says_so_before_it_sends(lan):
+    switch_service(False)
+    assert ask(lan.code, ASKER, secret=None, rules=rules_with()).sending is Sending.CLOSED
+    assert not Recovery.objects.exists() and not Outbox.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("budget", "askers", "codes", "sending"),
+    [
+        ("code_day", lambda n: f"203.0.{n}.7", lambda n: "0123456789", Sending.TOO_MANY),
+        ("network_day", lambda n: "203.0.113.7", lambda n: f"{n:010}", Sending.TOO_MANY),
+        ("prefix_hour", lambda n: f"203.0.113.{n}", lambda n: f"{n:010}", Sending.BUSY),
+        ("prefix_hour", lambda n: f"2001:db8:1:{n}::/64", lambda n: f"{n:010}", Sending.BUSY),
+        ("site_hour", lambda n: f"203.0.{n}.7", lambda n: f"{n:010}", Sending.BUSY),
+    ],
+    ids=["code", "network", "prefix-v4", "prefix-v6", "site"],
+)
+def test_sixteen_at_once_get_no_more_than_a_budget_has(lan, budget, askers, codes, sending):
+    Account.objects.exclude(code=lan.code).delete()
+    Account.objects.bulk_create(
+        Account(code=f"{n:010}", phone=f"+8432700{n:04}", state="approved") for n in range(16)
+    )
+    rules, said, begin = rules_with(budgets={budget: 3}), [], threading.Barrier(16)
+
+    def one(n):
+        begin.wait()
+        said.append(ask(codes(n), Asker(askers(n)), secret=None, rules=rules).sending)
+        connections.close_all()
+
+    threads = [threading.Thread(target=one, args=[n]) for n in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(said) == sorted([Sending.SENT] * 3 + [sending] * 13)
+    assert len(read_phone()) == 3
+
+
+def test_unverified_messages_close_it_for_everybody_and_are_told_once(lan, caplog):
+    rules = rules_with(budgets={"unverified_least": 3, "unverified_percent": 80})
+    for n in range(3):
+        Account.objects.create(code=f"000000000{n}", phone=f"+8432700000{n}", state="approved")
+        assert ask(f"000000000{n}", Asker(f"203.0.{n}.1"), secret=None, rules=rules).sending is Sending.SENT
+    assert ask(UNKNOWN, ASKER, secret=None, rules=rules).sending is Sending.SENT  # they still have their time
+    later(minutes=6)
+    for code in (lan.code, UNKNOWN, lan.code):
+        assert ask(code, ASKER, secret=None, rules=rules).sending is Sending.BUSY
+    assert Event.objects.get(kind="otp_budget").data == {"budget": "unverified"}
+    assert Switch.objects.get(name=ALARM).value["budget"] == "unverified"
+    assert caplog.text.count("is used up") == 1
+    later(minutes=60)
+    assert ask(lan.code, ASKER, secret=None, rules=rules).sending is Sending.SENT
+
+
+def test_a_key_is_needed_while_a_request_lives(lan, conn, rules):
+    asked = ask(lan.code, ASKER, secret=None, rules=rules_with())
+    assert asked.secret
+    key = Recovery.objects.get().key
+    Key.objects.get_or_create(kind="issuing", id=key, defaults={"fingerprint": "x", "state": "retired"})
+    known = next(each for each in keys.look(conn, timedelta(minutes=1)).keys if each.kind == "issuing")
+    assert keys.still_needed(conn, known, timedelta(hours=12)) == "1 one-time codes"
+    assert keys.in_use(conn)["issuing", key] == "1 one-time codes"
+    later(minutes=6)
+    assert keys.still_needed(conn, known, timedelta(hours=12)) is None
