@@ -55,7 +55,7 @@ def keys_list() -> None:
 
 
 @keys.command("rotate")
-@click.argument("kind", type=click.Choice(["issuing", "pepper", "web"]), default="issuing")
+@click.argument("kind", type=click.Choice(["issuing", "pepper", "web", "oidc"]), default="issuing")
 @click.option("--now", is_flag=True, help="Wait for nobody: for a key that others may know.")
 def keys_rotate(kind: str, now: bool) -> None:
     """Add a key of this kind, which becomes the active one when every host can read it.
@@ -64,6 +64,7 @@ def keys_rotate(kind: str, now: bool) -> None:
     issuing  new cases derive their passwords from it (the default)
     pepper   passwords chosen from now on are protected by it
     web      cookies and sessions are signed with it
+    oidc     clients check by it who signed in (OpenID Connect); the first one is made so, too
 
     It becomes active once a time has passed (keys.lead, five minutes) and every running engine and
     web server has said that it can read it; nothing is to be restarted. Where hosts have keyrings of

@@ -25,7 +25,7 @@ from psycopg.types.json import Json
 
 from caplai.service import locks
 from caplai.store.db import named_lock
-from caplai.store.keyring import KINDS, Agreed, KeyringError, Keys, Token
+from caplai.store.keyring import ALL_KINDS, SIGNING, Agreed, KeyringError, Keys, Token
 
 CHANNEL = "caplai_keys"
 """Notified when something about keys has changed, so that nobody waits for its next look."""
@@ -35,7 +35,7 @@ AGREE, OPENING = named_lock(_LOCK, "agree"), named_lock(_LOCK, "opening")
 
 STALE = timedelta(hours=1)
 """Longer than anybody works on with a pepper or web key that was active when it began."""
-_REST = {"issuing": STALE, "web": STALE, "pepper": timedelta(days=30)}
+_REST = {"issuing": STALE, "web": STALE, "pepper": timedelta(days=30), SIGNING: timedelta(days=1)}
 """How long a key has been retired before it is destroyed without being asked for. A database that was started on
 this keyring by mistake sees no need for any key; that must not cost a nation its passwords before it is noticed.
 """
@@ -166,7 +166,7 @@ def agree(
         overview = look(conn, silence)
         _register(conn, keys, overview, lead)
         if activate:
-            for kind in KINDS:
+            for kind in ALL_KINDS:
                 waiting = [key for key in overview.keys if key.kind == kind and key.state == "waiting"]
                 ready = [key for key in waiting if _is_ready(key, overview)]
                 if ready:
@@ -250,7 +250,7 @@ def still_needed(conn: psycopg.Connection, key: Known, session_age: timedelta) -
         return (
             f"{'sessions' if key.kind == 'web' else 'sign-ins under way'}, until {until.astimezone():%F %R}"
         )
-    if key.kind == "web":
+    if key.kind in ("web", SIGNING):  # an ID token is checked within minutes of its sign-in
         return None
     count = _count(conn, "select count(*) from login where split_part(password, '$', 2) = %s", key.id)
     return f"{count} chosen passwords" if count else None
@@ -386,10 +386,13 @@ def _register(
     content, strange = keys.read(), _strange(overview, keys.readable(), although_missing)
     if not strange:
         return
-    for kind in KINDS:
-        order = list(content[kind])
+    for kind in ALL_KINDS:
+        order = list(content.get(kind, {}))
         tokens = sorted((one for one in strange if one.kind == kind), key=lambda one: order.index(one.id))
-        if any(key.kind == kind and key.state == "active" for key in overview.keys):
+        if not tokens:
+            continue
+        # The first of a kind that came later than the others waits for all hosts, too: some may run an older version.
+        if any(key.state == "active" and key.kind in (kind, "web") for key in overview.keys):
             for one in tokens:
                 _insert(conn, one, "waiting", lead)
                 _tell(conn, "key_added", kind, one.id)

@@ -1,6 +1,7 @@
 """The keyring as a folder that a secret store mounts, one file per key: Kubernetes secrets, Vault's agent.
 
     issuing.2026-11-22    pepper.a    web.a        each: base64 of 32 random bytes or more
+    oidc.2026-11                                   base64 of an RSA key (signing_key.py), where there are clients
 
 Read only: whoever fills the folder adds and removes keys. Kubernetes swaps all files at once, by a symbolic
 link `..data`; they are read through it, so what is read together belongs together. Names that begin with a
@@ -14,7 +15,7 @@ import threading
 import time
 from pathlib import Path
 
-from caplai.store.keyring import KINDS, Content, KeyringError, Keys, decode
+from caplai.store.keyring import ALL_KINDS, Content, KeyringError, Keys, decode
 
 _EVERY = 1.0
 """Seconds between looks at the folder: each costs a system call per key, and every reply asks for a key."""
@@ -60,14 +61,14 @@ class KeyFolder(Keys):
         files = {}
         for name in sorted(os.listdir(base)):
             kind, dot, key_id = name.partition(".")
-            if dot and kind in KINDS:
+            if dot and kind in ALL_KINDS:
                 files[kind, key_id] = base / name
         status = {which: path.stat() for which, path in files.items()}
         signature = [
             (which, one.st_ino, one.st_mtime_ns, one.st_size, one.st_mode) for which, one in status.items()
         ]
         if self._seen is None or self._seen[0] != (base, signature):
-            content: dict[str, dict[str, bytes]] = {kind: {} for kind in KINDS}
+            content: dict[str, dict[str, bytes]] = {kind: {} for kind in ALL_KINDS}
             for (kind, key_id), path in files.items():
                 _check(path, status[kind, key_id])
                 try:

@@ -1,4 +1,5 @@
-"""The keyring: issuing keys, peppers and the web's signing keys, outside the database. Docs: docs/keys.md.
+"""The keyring: issuing keys, peppers, the web's signing keys and OpenID Connect's, outside the database. Docs:
+docs/keys.md.
 
 `Keys` is the interface of whatever holds them; a file (here) and a mounted folder (keyfolder.py) come with
 caplai, a site may bring its own, such as a KMS. A source only says which keys can be read. Which of them is
@@ -21,9 +22,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from caplai.domain.issuing import Keyring
+from caplai.store import signing_key
 
 KINDS = ("issuing", "pepper", "web")
 """Passwords that are issued; passwords that people choose; cookies and sessions."""
+SIGNING = "oidc"
+"""What signs people in at clients (OpenID Connect): RSA keys (signing_key.py). A keyring needs none without clients."""
+ALL_KINDS = (*KINDS, SIGNING)
 
 Content = Mapping[str, Mapping[str, bytes]]
 """Kind → id → key, the oldest first where the source knows."""
@@ -77,8 +82,9 @@ class Keys(ABC):
 
     @abstractmethod
     def read(self) -> Content:
-        """All keys of every kind. Called for each sign-in and each batch of messages, so it must be cheap, and
-        return the same object until something has changed. Raises KeyringError where they cannot be had.
+        """All keys of every kind (there may be none of SIGNING). Called for each sign-in and each batch of messages,
+        so it must be cheap, and return the same object until something has changed. Raises KeyringError where they
+        cannot be had.
         """
 
     def first(self, kind: str) -> str:
@@ -108,11 +114,18 @@ class Keys(ABC):
     def ring(self, kind: str) -> Keyring:
         """The keys of this kind as they can be read now, with the agreed active one. Raises KeyringError."""
         content, agreed = self._checked()[0], self._agreed
-        if self._rings is None or self._rings[0] is not content or self._rings[1] is not agreed:
-            self._rings = (content, agreed, {one: self._ring(one, content, agreed) for one in KINDS})
-        return self._rings[2][kind]
+        rings = self._rings
+        if rings is None or rings[0] is not content or rings[1] is not agreed:
+            self._rings = rings = (content, agreed, {})
+        if kind not in rings[2]:
+            rings[2][kind] = self._ring(kind, content, agreed)
+        return rings[2][kind]
 
     def _ring(self, kind: str, content: Content, agreed: Agreed | None) -> Keyring:
+        if not content.get(kind):
+            raise KeyringError(f"{self.place} has no {kind} key: caplai keys rotate {kind} (docs/keys.md).")
+        if kind == SIGNING and agreed is not None and agreed.active.get(kind) not in content[kind]:
+            raise KeyringError(f"No {kind} key of {self.place} is active yet (caplai keys list).")
         if agreed is None:
             return Keyring(content[kind], self.first(kind))
         # A key of ours that only bears the id of one that is in use is none of the ring.
@@ -144,10 +157,10 @@ class Keys(ABC):
     def _checked(self) -> tuple[Content, frozenset[Token]]:
         content = self.read()
         if self._known is None or self._known[0] is not content:
-            for kind in KINDS:
-                if not content.get(kind):
+            for kind in ALL_KINDS:
+                if kind in KINDS and not content.get(kind):
                     raise KeyringError(f"{self.place} has no {kind} key (docs/keys.md).")
-                for name, key in content[kind].items():
+                for name, key in content.get(kind, {}).items():
                     if not _ID.fullmatch(name):
                         raise KeyringError(
                             f"{self.place}: the id of a {kind} key must be 1 to 15 letters, digits or . _ -"
@@ -156,7 +169,14 @@ class Keys(ABC):
                         raise KeyringError(
                             f"{self.place}: the {kind} key {name} is shorter than {_LEAST_BYTES} random bytes."
                         )
-            self._known = (content, frozenset(token(k, n, content[k][n]) for k in KINDS for n in content[k]))
+                    if kind == SIGNING and not signing_key.looks_right(key):
+                        raise KeyringError(
+                            f"{self.place}: the {kind} key {name} is no RSA key of 2048 bits in PKCS #8 (DER)."
+                        )
+            tokens = frozenset(
+                token(kind, name, key) for kind in ALL_KINDS for name, key in content.get(kind, {}).items()
+            )
+            self._known = (content, tokens)
         return self._known
 
 
@@ -181,7 +201,7 @@ class KeyringFile(Keys):
     """The keyring in a file, mode 0600, which caplai makes and writes.
 
         {"issuing": {"active": "i20261122-k7q4", "keys": {"i20261122-k7q4": "<base64 of 32 bytes>"}},
-         "pepper": {...}, "web": {...}}
+         "pepper": {...}, "web": {...}, "oidc": {...}}
 
     `active` is what was last agreed on; a database that knows of no key starts with it. Every change is a new
     file, on disk before it is renamed over the old one, so a crash leaves one or the other.
@@ -216,7 +236,7 @@ class KeyringFile(Keys):
             content = {}
             for kind in KINDS:
                 key_id = new_id(kind, ())
-                content[kind] = {"active": key_id, "keys": {key_id: _new_key()}}
+                content[kind] = {"active": key_id, "keys": {key_id: _new_key(kind)}}
             temporary = self._temporary(content)
             try:
                 os.link(temporary, self.path)  # unlike a rename, it fails where another process was first
@@ -230,9 +250,10 @@ class KeyringFile(Keys):
     def add(self, kind: str) -> str:
         with self._alone() as folder:
             content = self._content()
-            keys = content[kind]["keys"]
+            keys = content.get(kind, {"keys": {}})["keys"]
             key_id = new_id(kind, keys)
-            keys[key_id] = _new_key()
+            keys[key_id] = _new_key(kind)
+            content.setdefault(kind, {"active": key_id, "keys": keys})
             self._replace(content, folder)
         return key_id
 
@@ -243,7 +264,7 @@ class KeyringFile(Keys):
         with self._alone() as folder:
             content, removed = self._content(), False
             for one in gone:
-                ring = content[one.kind]
+                ring = content.get(one.kind, {"keys": {}})
                 text = ring["keys"].get(one.id)
                 if text is None or token(one.kind, one.id, decode(text)) != one or len(ring["keys"]) == 1:
                     continue
@@ -260,9 +281,10 @@ class KeyringFile(Keys):
             return
         with self._alone() as folder:
             content = self._content()
-            before = {kind: content[kind]["active"] for kind in KINDS}
-            after = before | {kind: one for kind, one in active.items() if one in content[kind]["keys"]}
-            for kind in KINDS:
+            before = {kind: content[kind]["active"] for kind in ALL_KINDS if kind in content}
+            known = {kind: one for kind, one in active.items() if kind in before}
+            after = before | {kind: one for kind, one in known.items() if one in content[kind]["keys"]}
+            for kind in before:
                 content[kind]["active"] = after[kind]
             if after != before:
                 self._replace(content, folder)
@@ -292,17 +314,18 @@ class KeyringFile(Keys):
             if status.st_mode & 0o077:
                 raise KeyringError(f"{self.path}: others may read it. Mend it: chmod 600 {self.path}")
             content = self._content()
+            there = [kind for kind in ALL_KINDS if kind in content]
             keys = {
-                kind: {name: decode(key) for name, key in content[kind]["keys"].items()} for kind in KINDS
+                kind: {name: decode(key) for name, key in content[kind]["keys"].items()} for kind in there
             }
-            active = {kind: content[kind]["active"] for kind in KINDS}
+            active = {kind: content[kind]["active"] for kind in there}
             self._seen = seen = ((status.st_ino, status.st_mtime_ns), keys, active)
         return seen
 
     def _content(self) -> dict:
         try:
             content = json.loads(self.path.read_bytes())
-            for kind in KINDS:
+            for kind in (*KINDS, *({SIGNING} & content.keys())):
                 keys = {name: decode(key) for name, key in content[kind]["keys"].items()}
                 Keyring(keys, content[kind]["active"])
         except OSError as error:
@@ -338,5 +361,6 @@ class KeyringFile(Keys):
         return temporary
 
 
-def _new_key() -> str:
-    return base64.b64encode(secrets.token_bytes(_LEAST_BYTES)).decode()
+def _new_key(kind: str) -> str:
+    key = signing_key.new() if kind == SIGNING else secrets.token_bytes(_LEAST_BYTES)
+    return base64.b64encode(key).decode()

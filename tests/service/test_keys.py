@@ -145,6 +145,24 @@ def test_the_newest_of_two_rotations_wins_and_the_other_is_never_used(hosts, con
     assert one.active() == two.active() == second
 
 
+def test_the_first_key_of_a_later_kind_waits_for_hosts_that_may_not_know_the_kind(hosts, conn):
+    one, two = hosts
+    first = one.rotate("oidc").id
+    assert states(conn, "oidc") == {first: "waiting"}
+    assert not two.keys.missing()  # it goes on serving
+    with pytest.raises(KeyringError):
+        one.active("oidc")
+    two.copy(one)
+    for host in (two, one, two):
+        host.beat()
+    assert (one.active("oidc"), two.active("oidc")) == (first, first)
+    second = one.rotate("oidc", now=True)
+    one.beat()
+    assert one.active("oidc") == second.id
+    assert unneeded(conn, "23 h") == set()
+    assert unneeded(conn, "2 h") == {first}
+
+
 def test_two_hosts_that_rotate_their_own_keyrings_agree_on_neither(hosts, conn):
     one, two = hosts
     old, mine, yours = one.active(), one.rotate().id, two.rotate().id

@@ -12,6 +12,7 @@ import threading
 import time
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 
 from caplai.store import keyfolder
 from caplai.store.keyfolder import KeyFolder
@@ -39,6 +40,31 @@ def test_it_is_made_once_for_its_owner_alone(path):
         ring = KeyringFile(path).ring(kind)
         assert list(ring.keys) == [ring.active]
         assert len(ring.get(ring.active)) == 32
+
+
+def test_a_key_that_signs_comes_when_it_is_asked_for_and_is_an_rsa_key(path):
+    keys = KeyringFile(path)
+    with pytest.raises(KeyringError, match="caplai keys rotate oidc"):
+        keys.ring("oidc")
+    first = keys.add("oidc")
+    private = serialization.load_der_private_key(keys.ring("oidc").keys[first], None)
+    assert (private.key_size, keys.ring("oidc").active) == (2048, first)
+    keys.obey(Agreed({}, frozenset()))  # where others live it signs nothing before all have it
+    with pytest.raises(KeyringError, match="active yet"):
+        keys.ring("oidc")
+    second = keys.add("oidc")
+    keys.note({"oidc": second})
+    assert KeyringFile(path).ring("oidc").active == second
+    keys.remove([of(keys, "oidc", first)])
+    assert list(keys.read()["oidc"]) == [second]
+
+
+def test_what_signs_must_be_a_key_of_its_kind(path):
+    content = json.loads(path.read_text())
+    content["oidc"] = {"active": "a", "keys": {"a": base64.b64encode(secrets.token_bytes(1218)).decode()}}
+    path.write_text(json.dumps(content))
+    with pytest.raises(KeyringError, match="no RSA key"):
+        KeyringFile(path).readable()
 
 
 def test_two_hosts_never_make_the_same_id(tmp_path):
