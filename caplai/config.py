@@ -262,6 +262,20 @@ class KeySettings(Section):
     options: dict[str, str] = Field({}, repr=False, description="What that class is called with.")
 
 
+class OidcSettings(Section):
+    """How long what clients get lives (OpenID Connect, docs/oidc.md). All of it ends with the login's sessions, too."""
+
+    access_lifetime: timedelta = Field(
+        timedelta(minutes=10), ge=timedelta(minutes=1), le=timedelta(hours=1), description="An access token."
+    )
+    refresh_lifetime: timedelta = Field(
+        timedelta(days=30),
+        ge=timedelta(hours=1),
+        le=timedelta(days=365),
+        description="Refresh tokens, from the sign-in on; a new one is as old as the one that it replaces.",
+    )
+
+
 class LogSettings(Section):
     """What is logged, to stderr. No line holds a phone, a code or a text."""
 
@@ -398,6 +412,7 @@ class Config(BaseSettings):
     texts: TextSettings = Field(default_factory=TextSettings)
     signin: SigninSettings = Field(default_factory=SigninSettings)
     recover: RecoverSettings = Field(default_factory=RecoverSettings)
+    oidc: OidcSettings = Field(default_factory=OidcSettings)
     log: LogSettings = Field(default_factory=LogSettings)
     watch: WatchSettings = Field(default_factory=WatchSettings)
     retention: RetentionSettings = Field(default_factory=RetentionSettings)

@@ -34,10 +34,12 @@ INSTALLED_APPS = [
     "django.contrib.sessions",
     "django.contrib.messages",
     "django.contrib.staticfiles",
+    "caplai.portal.oidc",  # before allauth: its templates go first
     "allauth",
     "allauth.account",
     "allauth.headless",
     "allauth.mfa",
+    "allauth.idp.oidc",
     "caplai.store",
     "caplai.signin",
     "caplai.portal",
@@ -50,6 +52,7 @@ MIDDLEWARE = [
     "caplai.wiring.aggregators",
     "django.middleware.security.SecurityMiddleware",
     "caplai.signin.static_files.StaticFiles",
+    "caplai.portal.oidc.middleware.FormAction",
     "caplai.signin.middleware.Headers",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "caplai.signin.middleware.Language",
@@ -99,6 +102,7 @@ AUTH_USER_MODEL = "store.Login"
 AUTHENTICATION_BACKENDS = ["caplai.signin.backend.PasswordBackend"]
 PASSWORD_HASHERS = [
     "caplai.signin.hashers.PepperedArgon2",
+    "caplai.signin.hashers.RandomSecret",
     # Only to check what an import took over.
     "caplai.signin.hashers.TakenOverPBKDF2",
     "caplai.signin.hashers.TakenOverArgon2",
@@ -132,6 +136,13 @@ ACCOUNT_LOGIN_TIMEOUT = 3600
 HEADLESS_CLIENTS = ("app",)
 HEADLESS_ADAPTER = "caplai.signin.adapter.HeadlessAdapter"
 HEADLESS_TOKEN_STRATEGY = "caplai.signin.adapter.TokenStrategy"  # noqa: S105
+# OpenID Connect (portal/oidc/): no limits of allauth's either, they count in each process for itself.
+IDP_OIDC_ADAPTER = "caplai.portal.oidc.adapter.OidcAdapter"
+IDP_OIDC_ACCESS_TOKEN_EXPIRES_IN = int(CAPLAI.oidc.access_lifetime.total_seconds())
+IDP_OIDC_AUTHORIZATION_CODE_EXPIRES_IN = 60
+IDP_OIDC_ROTATE_REFRESH_TOKEN = True
+IDP_OIDC_INTROSPECTION_ENABLED = IDP_OIDC_INTROSPECTION_CROSS_CLIENT_ALLOWED = True
+IDP_OIDC_RATE_LIMITS = False
 CSRF_FAILURE_VIEW = "caplai.signin.views.csrf_failure"
 
 SESSION_ENGINE = "caplai.signin.sessions"
@@ -159,4 +170,6 @@ LOGGING["loggers"] |= {
     "fido2": {"level": "WARNING"},
     # Nor is what strangers send: another site's name, bodies too big, forms without their token.
     "django.security": {"level": "CRITICAL"},
+    # It would write codes and tokens at level debug.
+    "oauthlib": {"level": "ERROR"},
 }

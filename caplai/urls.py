@@ -5,5 +5,9 @@ Not here is what needs nothing that pages need: the door for aggregators (`/sms/
 
 from django.urls import include, path
 
-urlpatterns = [path("", include("caplai.signin.urls")), path("", include("caplai.portal.urls"))]
+urlpatterns = [
+    path("", include("caplai.signin.urls")),
+    path("", include("caplai.portal.urls")),
+    path("", include("caplai.portal.oidc.urls")),
+]
 handler500 = "caplai.signin.outage.server_error"

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from allauth.idp.oidc.models import Client, Token
 from click.testing import CliRunner
 from django.conf import settings
 from django.contrib.sessions.models import Session
@@ -79,6 +80,8 @@ def living(conn, rules, lan):
     login.set_password(CHOSEN)
     login.save()
     Device.objects.create(login=login, token_hash=b"x" * 32)
+    client = Client.objects.create(name="Phòng khám")
+    Token.objects.create(type=Token.Type.REFRESH_TOKEN, hash="h", user=login, client=client)
     Session.objects.create(session_key="s", session_data="", expire_date=timezone.now() + timedelta(hours=1))
     for text in (f"BH MK {LAN}", "BH"):
         arrival = queues.Arrival("84327000686", 1, 1, "8079", 0, text)
@@ -126,6 +129,8 @@ LEFT = {
     ],
     "select count(*) from django_session": [(0,)],
     "select count(*) from device": [(0,)],
+    "select count(*) from allauth_idp_oidc_token": [(0,)],
+    "select name from allauth_idp_oidc_client": [("Phòng khám",)],
     "select count(*) from segment": [(0,)],
     "select count(*) from link_session where ended_at is null": [(0,)],
     "select split_part(password, '$', 1) from login": [("argon2p",)],

@@ -4,7 +4,7 @@ A restored case would let a password sign in that was used or reported since, a 
 had been thrown out since, and a restored message would be answered days late. So in one statement:
 
 - open cases end as `restored` (or as `expired`, if they had);
-- sign-ins and remembered devices are gone;
+- sign-ins and remembered devices are gone, and the codes and tokens of clients;
 - messages without an outcome get the outcome `restored`: they were acknowledged, so the carrier will not send
   them again, and their senders have long texted once more;
 - replies that were not settled are `expired`: their passwords have ended, and whatever else they said is old;
@@ -22,6 +22,9 @@ import psycopg
 # Only what the first migration made, for a backup may be older than this version of caplai; and no parameters, for
 # it runs as the end of a script, too.
 END = """
+do $$ begin
+    if to_regclass('allauth_idp_oidc_token') is not null then delete from allauth_idp_oidc_token; end if;
+end $$;
 with cases as (
     update reissue_case set ended_at = least(expires_at, now()),
         ended_as = case when expires_at <= now() then 'expired' else 'restored' end

@@ -399,6 +399,15 @@ JOBS: tuple[_Job, ...] = (
         "created_at < %(before)s",
     ),
     _Delete(
+        "tokens",
+        "codes and tokens of clients that have expired",
+        "allauth_idp_oidc_token",
+        "id",
+        lambda keep: timedelta(0),
+        "select id from allauth_idp_oidc_token where expires_at < %(before)s order by expires_at limit %(count)s",
+        "expires_at < %(before)s",
+    ),
+    _Delete(
         "sign-ins",
         "sessions that have expired",
         "django_session",

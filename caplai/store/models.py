@@ -69,6 +69,7 @@ class Login(AbstractBaseUser, PermissionsMixin):
     is_staff = models.BooleanField(default=False)
     stamp = Text(default=new_stamp, help_text="Changing it ends every session and remembered device.")
     created_at = models.DateTimeField(db_default=Now())
+    subject_seed = Text(null=True, help_text="128 random bits in hexadecimal: see service/federation.py.")
 
     USERNAME_FIELD = "username"
     objects = BaseUserManager()

@@ -1,0 +1,115 @@
+"""`caplai` clients: add, list, remove, rotate-secret."""
+
+import click
+
+from caplai.cli.group import WRONG_USE, Failure, load_config, main, ready
+
+
+@main.group()
+def clients() -> None:
+    """Who may sign people in with their account here (OpenID Connect, docs/oidc.md)."""
+
+
+@clients.command("add")
+@click.argument("name")
+@click.option("--redirect-uri", "redirect_uris", multiple=True, required=True, help="Exact; may be repeated.")
+@click.option(
+    "--scope", "scopes", multiple=True, help="What it may ask for beside openid: email, phone, bhxh_code."
+)
+@click.option("--public", is_flag=True, help="An app or a page that can keep no secret.")
+@click.option("--trusted", is_flag=True, help="The agency's own: people are not asked for their consent.")
+@click.option("--introspects", is_flag=True, help="It may ask about tokens of other clients, too.")
+@click.option("--sector", help="Clients of one sector know a person by the same `sub`.")
+def clients_add(
+    name: str,
+    redirect_uris: tuple[str, ...],
+    scopes: tuple[str, ...],
+    public: bool,
+    trusted: bool,
+    introspects: bool,
+    sector: str | None,
+) -> None:
+    """Register a client. NAME is what people read when they are asked.
+
+    Prints the client's id and, once and never again, its secret. The first client also brings the key
+    that signs (caplai keys rotate oidc).
+    """
+    config = load_config()
+    keyring = config.open_keyring()
+    with ready(config):
+        from caplai.portal.oidc import clients
+        from caplai.service.keys import rotate
+        from caplai.store.db import connect
+        from caplai.store.keyring import SIGNING
+
+        try:
+            client, secret = clients.add(
+                name,
+                redirect_uris,
+                scopes,
+                public=public,
+                trusted=trusted,
+                introspects=introspects,
+                sector=sector,
+            )
+        except clients.Refused as refused:
+            raise Failure(str(refused), WRONG_USE) from None
+        click.echo(f"client_id      {client.id}")
+        if secret is not None:
+            click.echo(f"client_secret  {secret}")
+            click.echo("The secret is stored as a hash only: keep it now.")
+        if not keyring.read().get(SIGNING):
+            if not keyring.writable:
+                click.echo(
+                    f"Put an {SIGNING} key into {keyring.place} (docs/keys.md): nobody signs in without."
+                )
+                return
+            with connect() as conn:
+                key = rotate(conn, keyring, SIGNING, config.keys.lead, config.keys.silence)
+            click.echo(
+                f"The first {SIGNING} key {key.id} was made. Nobody signs in to clients before it is active: at"
+                f" {key.not_before.astimezone():%T} or later, when every engine and web server can read it."
+            )
+
+
+@clients.command("list")
+def clients_list() -> None:
+    """Show the clients: what each may ask for, and where it sends people back to."""
+    with ready(load_config()):
+        from caplai.portal.oidc import clients
+
+        for client in clients.every():
+            data = client.data or {}
+            marks = [client.type, *(["trusted"] if client.skip_consent else [])]
+            marks += ["introspects"] if data.get("introspects") else []
+            marks += [str(data["sector"])] if data.get("sector") else []
+            click.echo(f"{client.id}  {client.name}  ({', '.join(marks)})")
+            click.echo(f"    scopes: {' '.join(client.get_scopes())}")
+            for uri in client.get_redirect_uris():
+                click.echo(f"    {uri}")
+
+
+@clients.command("remove")
+@click.argument("client_id")
+def clients_remove(client_id: str) -> None:
+    """Remove a client, with every code and token that it has."""
+    with ready(load_config()):
+        from caplai.portal.oidc import clients
+
+        try:
+            click.echo(f"{clients.remove(client_id)} is removed; its tokens have ended.")
+        except clients.Refused as refused:
+            raise Failure(str(refused)) from None
+
+
+@clients.command("rotate-secret")
+@click.argument("client_id")
+def clients_rotate_secret(client_id: str) -> None:
+    """Give a client a new secret; the old one ends at once, its tokens live on."""
+    with ready(load_config()):
+        from caplai.portal.oidc import clients
+
+        try:
+            click.echo(f"client_secret  {clients.rotate_secret(client_id)}")
+        except clients.Refused as refused:
+            raise Failure(str(refused)) from None

@@ -1,0 +1,122 @@
+"""The agency's decisions about clients: who may ask, where people are sent back to, and what may be told of them."""
+
+import re
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from allauth.idp.oidc.adapter import get_adapter
+from allauth.idp.oidc.models import Client
+from django.contrib.auth.hashers import make_password
+from django.db import transaction
+
+from caplai.portal.oidc.adapter import SCOPES
+from caplai.portal.oidc.views import GRANTS
+from caplai.signin.hashers import RandomSecret
+
+_LOOPBACK = {"127.0.0.1", "::1", "localhost"}
+_SCHEME = re.compile(r"[a-z][a-z0-9+-]*(\.[a-z0-9+-]+)+")
+"""An app's own scheme is a domain name turned round (RFC 8252, 7.1): others could be anybody's."""
+_NO_URI = re.compile(r"[\s\x00-\x20\x7f;,'\"*]")
+
+
+class Refused(ValueError):
+    """What was asked for cannot be; the text says why."""
+
+
+def add(
+    name: str,
+    redirect_uris: Sequence[str],
+    scopes: Sequence[str],
+    *,
+    public: bool = False,
+    trusted: bool = False,
+    introspects: bool = False,
+    sector: str | None = None,
+) -> tuple[Client, str | None]:
+    """A new client, and the secret that nobody sees again (a public one has none). Raises Refused.
+
+    `scopes`: what it may ask for beside `openid`. `trusted`: people are not asked. `introspects`: it may ask about
+    others' tokens, too. `sector`: clients of one sector know a person by the same `sub`; else each by one of its own.
+    """
+    for uri in redirect_uris:
+        if problem := what_is_wrong(uri):
+            raise Refused(f"{uri}: {problem}")
+    if unknown := sorted(set(scopes) - set(SCOPES)):
+        raise Refused(f"There is no scope {', '.join(unknown)}; there are {', '.join(SCOPES)}.")
+    if not name.strip() or len(name) > 60:
+        raise Refused("The name is what people read when they are asked: 1 to 60 characters.")
+    if public and introspects:
+        raise Refused("A public client cannot prove who it is, so it cannot ask about others' tokens.")
+    client = Client(
+        name=name.strip(),
+        type=Client.Type.PUBLIC if public else Client.Type.CONFIDENTIAL,
+        skip_consent=trusted,
+        data={
+            **({"introspects": True} if introspects else {}),
+            **({"sector": f"sector:{sector}"} if sector else {}),
+        },
+    )
+    client.set_redirect_uris(list(redirect_uris))
+    client.set_scopes([scope for scope in SCOPES if scope == "openid" or scope in scopes])
+    client.set_grant_types(GRANTS)
+    client.set_response_types([Client.ResponseType.CODE])
+    secret = _new_secret(client)
+    client.save(force_insert=True)
+    return client, None if public else secret
+
+
+def every() -> list[Client]:
+    return list(Client.objects.order_by("created_at", "id"))
+
+
+def rotate_secret(client_id: str) -> str:
+    """A new secret; the old one ends at once. Raises Refused."""
+    with transaction.atomic():
+        client = _find(client_id)
+        if client.type == Client.Type.PUBLIC:
+            raise Refused("A public client has no secret.")
+        secret = _new_secret(client)
+        client.save(update_fields=["secret"])
+    return secret
+
+
+def remove(client_id: str) -> str:
+    """End a client, with every code and token that it has; its name. Raises Refused."""
+    with transaction.atomic():
+        client = _find(client_id)
+        client.delete()
+    return client.name
+
+
+def what_is_wrong(uri: str) -> str | None:
+    """Why this cannot be a redirect URI (RFC 6749, 3.1.2; RFC 8252, 7), in words; None: it can."""
+    try:
+        parts = urlsplit(uri)
+        port = parts.port
+    except ValueError:
+        return "it is no URI"
+    if _NO_URI.search(uri) or parts.fragment or "#" in uri:
+        return "it must have no fragment, and no spaces, quotes, commas, semicolons or asterisks"
+    if parts.scheme in ("http", "https"):
+        if not parts.hostname or parts.username is not None or port == 0:
+            return "it must name a host, and nobody"
+        if parts.scheme == "http" and parts.hostname not in _LOOPBACK:
+            return "it must be https (http only to the very same machine)"
+        return None
+    if not _SCHEME.fullmatch(parts.scheme):
+        return "an app's own scheme must be its domain name turned round, as vn.gov.example.app:/back"
+    return None
+
+
+def _find(client_id: str) -> Client:
+    client = Client.objects.select_for_update().filter(id=client_id).first()
+    if client is None:
+        raise Refused(f"There is no client {client_id}; see: caplai clients list")
+    return client
+
+
+def _new_secret(client: Client) -> str:
+    """Also of a public client, which is not told: without one allauth would spend a slow hash on whoever tries."""
+    secret = get_adapter().generate_client_secret()
+    client.secret = make_password(secret, hasher=RandomSecret.algorithm)
+    return secret

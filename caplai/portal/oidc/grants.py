@@ -1,0 +1,63 @@
+"""Codes and tokens: rows of allauth's table, of which only hashes are kept, each bound to what it was granted under.
+
+`data` of a row:
+
+- `stamp`: the login's at the sign-in. Another one now, and the row is worth nothing (service/federation.py).
+- `family`: all that came of one authorization. It ends as a whole when something of it is used a second time (RFC 9700,
+  4.14.2), for then two have it.
+- `ends`: when the family ends in any case, in seconds since 1970; rotation prolongs nothing.
+- `auth_time`: when the person signed in, likewise.
+- `used`: this code or refresh token has been exchanged; it stays to be recognised.
+- of a code: `redirect_uri`, `nonce`, `challenge`.
+
+allauth would keep codes in Django's cache, which the workers of a site do not share.
+"""
+
+from datetime import UTC, datetime
+
+from allauth.idp.oidc.models import Client, Token
+
+from caplai.service import federation
+from caplai.store.models import Login
+
+
+def holder(token: Token) -> Login | None:
+    """Who this code or token speaks for; None if it has ended. (Whether it has expired is in the query.)"""
+    data = token.data if isinstance(token.data, dict) else {}
+    if data.get("used") or token.user_id is None:
+        return None
+    return federation.holder(token.user_id, str(data.get("stamp")))
+
+
+def find(client_id: str | None, kind: Token.Type, value: str) -> Token | None:
+    """The client's unexpired code or token, locked until the transaction ends: of two who bring it one is first."""
+    rows = Token.objects.valid().by_value(value).filter(client_id=client_id, type=kind)
+    return rows.select_for_update(of=("self",), no_key=True).first()
+
+
+def bound(token: Token, like: Token) -> Token:
+    """Make `token` one of the family of `like`, which it does not outlive."""
+    assert isinstance(like.data, dict)
+    token.data = {name: like.data[name] for name in ("stamp", "family", "ends", "auth_time")}
+    ends = datetime.fromtimestamp(like.data["ends"], UTC)
+    token.expires_at = min(token.expires_at or ends, ends)
+    return token
+
+
+def use(token: Token) -> None:
+    """It has been exchanged."""
+    token.data = {**(token.data or {}), "used": True}
+    token.save(update_fields=["data"])
+
+
+def end_family(token: Token) -> None:
+    """End all that came of the same authorization."""
+    family = (token.data or {}).get("family")
+    Token.objects.filter(user_id=token.user_id, client_id=token.client_id, data__family=family).delete()
+
+
+def has_granted(login: Login, client: Client, scopes: set[str]) -> bool:
+    """Whether this person has let this client have all these scopes, by a grant that still lives."""
+    rows = Token.objects.valid().filter(user=login, client=client, data__stamp=login.stamp)
+    granted = {scope for row in rows for scope in row.get_scopes()}
+    return scopes <= granted

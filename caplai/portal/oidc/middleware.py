@@ -1,0 +1,62 @@
+"""Lets a form of ours end at a client: Chromium holds the redirects after a form's POST to `form-action`, too.
+
+The pages that lead to a client are its consent, and the sign-in with its stages while an authorization request waits
+behind them. Only on these, only where the request names a client and a redirect URI of its, that one origin is added.
+"""
+
+from collections.abc import Callable
+from urllib.parse import parse_qs, urlsplit
+
+from allauth.account.internal.stagekit import LOGIN_SESSION_KEY
+from allauth.idp.oidc.models import Client
+from django.contrib.auth import REDIRECT_FIELD_NAME
+from django.http import HttpRequest, HttpResponse
+from django.urls import reverse
+
+_POLICY = "Content-Security-Policy"
+_OURS = "form-action 'self'"
+
+
+class FormAction:
+    """To stand around what sets the policy."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        response = self.get_response(request)
+        is_page = response.get("Content-Type", "").startswith("text/html")
+        if is_page and _OURS in (policy := response.get(_POLICY, "")) and (source := _destination(request)):
+            response[_POLICY] = policy.replace(_OURS, f"{_OURS} {source}")
+        return response
+
+
+def _destination(request: HttpRequest) -> str | None:
+    """Where the page's forms may lead beyond us, as a source of a policy; None: nowhere."""
+    authorize = reverse("idp:oidc:authorization")
+    for url in _waiting(request):
+        if not isinstance(url, str) or not url.startswith(f"{authorize}?"):
+            continue
+        query = parse_qs(urlsplit(url).query)
+        client_id, redirect_uri = query.get("client_id", [""])[0], query.get("redirect_uri", [""])[0]
+        client = None if "\0" in client_id else Client.objects.filter(id=client_id).first()
+        if client is not None and redirect_uri in client.get_redirect_uris():
+            return source_of(redirect_uri)
+    return None
+
+
+def _waiting(request: HttpRequest):
+    """The addresses that may wait behind a page: itself, `next`, and that of a sign-in that is under way."""
+    yield request.get_full_path()
+    yield request.GET.get(REDIRECT_FIELD_NAME)
+    yield request.POST.get(REDIRECT_FIELD_NAME)
+    session = getattr(request, "session", None)
+    if session is not None and session.accessed:
+        pending = session.get(LOGIN_SESSION_KEY)
+        yield pending.get("redirect_url") if isinstance(pending, dict) else None
+
+
+def source_of(redirect_uri: str) -> str:
+    """The source expression (CSP level 3, 2.3.1) of a redirect URI: its origin, or an app's own scheme."""
+    parts = urlsplit(redirect_uri)
+    return f"{parts.scheme}://{parts.netloc}" if parts.scheme in ("http", "https") else f"{parts.scheme}:"

@@ -1,0 +1,17 @@
+"""Of allauth's URLs those that we offer, by its names and at its places."""
+
+from allauth.idp.oidc.views import jwks, user_info
+from django.urls import include, path
+
+from caplai.portal.oidc import views
+
+_PATTERNS = [
+    path(".well-known/openid-configuration", views.configuration, name="configuration"),
+    path(".well-known/jwks.json", jwks, name="jwks"),
+    path("identity/o/authorize", views.Authorize.as_view(), name="authorization"),
+    path("identity/o/api/token", views.Token.as_view(), name="token"),
+    path("identity/o/api/userinfo", user_info, name="userinfo"),
+    path("identity/o/api/revoke", views.Revoke.as_view(), name="revoke"),
+    path("identity/o/api/introspect", views.Introspect.as_view(), name="introspect"),
+]
+urlpatterns = [path("", include(([path("", include((_PATTERNS, "oidc")))], "idp")))]

@@ -1,0 +1,141 @@
+"""The provider's endpoints, and its pages: consent, sign in again, and why a client's request cannot be answered."""
+
+import time
+
+from allauth.account.authentication import get_authentication_records
+from allauth.core.internal.httpkit import add_query_params, del_query_params
+from allauth.idp.oidc import views as allauth_views
+from allauth.idp.oidc.models import Client
+from django.conf import settings
+from django.contrib.auth import REDIRECT_FIELD_NAME
+from django.core.exceptions import ValidationError
+from django.db import transaction
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.shortcuts import redirect, render
+from django.urls import reverse
+from django.views.decorators.http import require_safe
+
+from caplai.domain import msisdn
+from caplai.portal.oidc.adapter import SCOPES, issuer
+from caplai.portal.oidc.forms import ConsentForm
+from caplai.portal.oidc.validator import S256
+from caplai.signin.views import csrf_failure
+from caplai.store.keyring import SIGNING
+
+GRANTS = [Client.GrantType.AUTHORIZATION_CODE.value, Client.GrantType.REFRESH_TOKEN.value]
+"""The only ones: no password, no client_credentials, no device code; and no implicit flow."""
+
+
+@require_safe
+def configuration(request: HttpRequest) -> JsonResponse:
+    """OpenID Connect Discovery 1.0, and RFC 8414: what we offer, and nothing else."""
+    base = issuer(request)
+    response = JsonResponse(
+        {
+            "issuer": base,
+            "authorization_endpoint": base + reverse("idp:oidc:authorization"),
+            "token_endpoint": base + reverse("idp:oidc:token"),
+            "userinfo_endpoint": base + reverse("idp:oidc:userinfo"),
+            "jwks_uri": base + reverse("idp:oidc:jwks"),
+            "revocation_endpoint": base + reverse("idp:oidc:revoke"),
+            "introspection_endpoint": base + reverse("idp:oidc:introspect"),
+            "response_types_supported": ["code"],
+            "response_modes_supported": ["query"],
+            "grant_types_supported": GRANTS,
+            "subject_types_supported": ["pairwise"],
+            "id_token_signing_alg_values_supported": ["RS256"],
+            "code_challenge_methods_supported": [S256],
+            "token_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post", "none"],
+            "introspection_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post"],
+            "scopes_supported": list(SCOPES),
+            "claims_supported": [
+                *("iss", "sub", "aud", "exp", "iat", "auth_time", "nonce"),
+                *("email", "email_verified", "phone_number", "phone_number_verified", "bhxh_code"),
+            ],
+            "ui_locales_supported": [language for language, _ in settings.LANGUAGES],
+            "request_parameter_supported": False,
+            "request_uri_parameter_supported": False,
+            "claims_parameter_supported": False,
+        }
+    )
+    response["Access-Control-Allow-Origin"] = "*"
+    return response
+
+
+class Authorize(allauth_views.AuthorizationView):
+    """GET (or, from a client, POST): what a client asks for. POST `action`: the person's answer to it."""
+
+    form_class = ConsentForm
+    template_name = "oidc/consent.html"
+
+    def get(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
+        settings.KEYRING.ring(SIGNING)  # without a key that signs nobody should have to sign in first
+        return super().get(request, *args, **kwargs)
+
+    def post(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
+        response = super().post(request, *args, **kwargs)
+        return csrf_failure(request) if response.status_code == 403 else response
+
+    def _login_required(self, request: HttpRequest) -> HttpResponse | None:
+        response = super()._login_required(request)
+        if response is not None or not request.user.is_authenticated:
+            return response
+        if request.user.account_id is None:
+            return render(request, "oidc/for_citizens.html", status=403)
+        if request.method == "GET" and _is_too_old(request):
+            return self._handle_login_prompt(request, request.GET.get("prompt", "").split())
+        return None
+
+    def _handle_login_prompt(self, request: HttpRequest, prompts: list[str]) -> HttpResponse:
+        if "none" in prompts:  # the two exclude each other; oauthlib says so to the client
+            return None
+        # What asked for it must not ask again when they come back.
+        rest = " ".join(prompt for prompt in prompts if prompt != "login")
+        url = del_query_params(request.get_full_path(), "prompt", "max_age")
+        url = add_query_params(url, {"prompt": rest}) if rest else url
+        if request.user.is_authenticated:
+            return render(request, "oidc/again.html", {"next": url})
+        return redirect(add_query_params(reverse("account_login"), {REDIRECT_FIELD_NAME: url}))
+
+    def get_context_data(self, **context) -> dict:
+        context = super().get_context_data(**context)
+        account = self.request.user.account
+        return {
+            **context,
+            "asks": [SCOPES[scope] for scope in SCOPES if scope in self._scopes],
+            "account": account,
+            "phone": msisdn.mask(account.phone),
+            "here": del_query_params(self.request.get_full_path(), "lang"),
+        }
+
+
+class Token(allauth_views.TokenView):
+    def post(self, request: HttpRequest) -> HttpResponse:
+        if request.POST.get("grant_type") not in GRANTS:
+            return JsonResponse({"error": "unsupported_grant_type"}, status=400)
+        try:
+            with transaction.atomic():
+                return super().post(request)
+        except ValidationError:  # a `resource` (RFC 8707) that is no URI
+            return JsonResponse({"error": "invalid_target"}, status=400)
+
+
+class Introspect(allauth_views.IntrospectView):
+    @transaction.atomic
+    def post(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
+        return super().post(request, *args, **kwargs)
+
+
+class Revoke(allauth_views.RevokeView):
+    @transaction.atomic
+    def post(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
+        return super().post(request, *args, **kwargs)
+
+
+def _is_too_old(request: HttpRequest) -> bool:
+    """Whether the sign-in is older than the client takes (`max_age`, in seconds)."""
+    asked = request.GET.get("max_age", "")
+    if not (asked.isascii() and asked.isdigit()) or "none" in request.GET.get("prompt", "").split():
+        return False
+    at = max((record["at"] for record in get_authentication_records(request)), default=0.0)
+    return time.time() - at > int(asked[:10])

@@ -1,0 +1,58 @@
+"""`caplai clients`: what the agency types."""
+
+import re
+
+import pytest
+from allauth.idp.oidc.models import Client
+from click.testing import CliRunner
+from django.conf import settings
+from django.db import connection
+from psycopg.conninfo import make_conninfo
+
+from caplai.cli import main
+
+
+@pytest.fixture
+def caplai(transactional_db, monkeypatch):
+    """Run `caplai clients WORDS…` here, on the tests' database."""
+    known = connection.get_connection_params()
+    monkeypatch.setenv(
+        "CAPLAI_DATABASE_URL",
+        make_conninfo(
+            "",
+            **{name: known[name] for name in ("host", "port", "user", "password", "dbname") if name in known},
+        ),
+    )
+    monkeypatch.setenv("CAPLAI_KEYRING", str(settings.CAPLAI.keyring_file))
+
+    def run(*words):
+        return CliRunner().invoke(main, ["clients", *words])
+
+    return run
+
+
+def test_a_client_comes_lives_and_goes(caplai):
+    done = caplai("add", "Phòng khám", "--redirect-uri", "https://clinic.example.vn/back", "--scope", "email")
+    assert done.exit_code == 0, done.output
+    client_id, secret = (re.search(rf"client_{name} +(\S+)", done.output)[1] for name in ("id", "secret"))
+    client = Client.objects.get()
+    assert (client.id, client.type, client.skip_consent) == (client_id, "confidential", False)
+    assert client.get_scopes() == ["openid", "email"] and client.check_secret(secret)
+    listed = caplai("list").output
+    assert client_id in listed and "https://clinic.example.vn/back" in listed and secret not in listed
+    new = caplai("rotate-secret", client_id).output.split()[-1]
+    client.refresh_from_db()
+    assert client.check_secret(new) and not client.check_secret(secret)
+    assert caplai("remove", client_id).exit_code == 0
+    assert not Client.objects.exists()
+
+
+def test_what_cannot_be_is_said_in_a_sentence(caplai):
+    done = caplai("add", "Phòng khám", "--redirect-uri", "http://clinic.example.vn/back")
+    assert done.exit_code == 2 and "must be https" in done.output
+    done = caplai(
+        "add", "Phòng khám", "--redirect-uri", "https://clinic.example.vn/back", "--scope", "profile"
+    )
+    assert done.exit_code == 2 and "no scope profile" in done.output
+    assert caplai("remove", "nobody").exit_code == 1
+    assert not Client.objects.exists()
