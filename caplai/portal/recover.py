@@ -40,7 +40,7 @@ from caplai.signin.stages import ISSUED_CASE
 
 SECRET = "recovery"  # noqa: S105 - its name
 """What the session keeps of a request, and nothing else: 256 random bits, of which the database has a hash."""
-_RETRY_SECONDS = 3600
+RETRY_SECONDS = 3600
 
 
 def rules() -> Rules:
@@ -358,7 +358,7 @@ def _say(
         request, "portal/recover_said.html", {"said": said, **(text or {}), **context}, status=status
     )
     if status == 429:
-        response["Retry-After"] = str(_RETRY_SECONDS)
+        response["Retry-After"] = str(RETRY_SECONDS)
     return response
 
 
@@ -372,7 +372,7 @@ def text_for(code: str) -> dict:
 
 def picture(link: str) -> SafeString:
     """A QR code as SVG, within the page: the code of a person is in no address of ours."""
-    made = qrcode.QRCode(border=4)
+    made = qrcode.QRCode(border=2)  # and the padding of .qr: four in all
     made.add_data(link)
     modules = made.get_matrix()
     path = []

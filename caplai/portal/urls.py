@@ -1,6 +1,6 @@
 """The citizen's pages around the sign-in."""
 
-from django.urls import path
+from django.urls import include, path
 
 from caplai.portal import access, emails, recover
 
@@ -11,6 +11,7 @@ urlpatterns = [
     path("account/email/confirm/", emails.Confirm.as_view(), name="account_email_confirm"),
     path("account/email/again/", emails.again, name="account_email_again"),
     path("account/email/<int:address_id>/remove/", emails.remove, name="account_email_remove"),
+    path("_allauth/app/v1/auth/", include("caplai.portal.api_recover")),
     path("recover/", recover.Start.as_view(), name="recover"),
     path("recover/send/", recover.send, name="recover_send"),
     path("recover/otp/", recover.Otp.as_view(), name="recover_otp"),

@@ -20,7 +20,7 @@ from caplai.signin.stages import ChoosePasswordStage
 from caplai.signin.views import refusal_status
 
 
-class _Endpoint(APIView):
+class Endpoint(APIView):
     """Refuses other methods than its own (405) and bodies that are not JSON (415) before anything is read."""
 
     def handle(self, request: HttpRequest, *args, **kwargs) -> HttpResponseBase:
@@ -38,19 +38,19 @@ class _Endpoint(APIView):
             raise ImmediateHttpResponse(HttpResponse(status=400)) from None
 
 
-class Config(_Endpoint, ConfigView):
+class Config(Endpoint, ConfigView):
     """GET: what the site offers."""
 
     http_method_names: ClassVar[list[str]] = ["get"]
 
 
-class Session(_Endpoint, SessionView):
+class Session(Endpoint, SessionView):
     """GET: who is in (200), or what is pending (401). DELETE: sign out, which answers 401."""
 
     http_method_names: ClassVar[list[str]] = ["get", "delete"]
 
 
-class SignIn(_Endpoint, LoginView):
+class SignIn(Endpoint, LoginView):
     """POST {"username", "password"}: 200, or 401 with the pending flow `choose_password`, or 400, 429, 503."""
 
     input_class = LoginInput
@@ -68,7 +68,7 @@ class SignIn(_Endpoint, LoginView):
         return _refuse(self.request, input)
 
 
-class ChoosePassword(_Endpoint, AuthenticationStageAPIView):
+class ChoosePassword(Endpoint, AuthenticationStageAPIView):
     """POST {"new_password"} with X-Session-Token: 200 as a sign-in, 400, 401 (nothing pending), 409, 503."""
 
     stage_class = ChoosePasswordStage

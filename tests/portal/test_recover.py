@@ -12,6 +12,7 @@ from caplai.portal import recover
 from caplai.store.models import Account, Case, Recovery
 from tests.portal.forgetting import another, otp_of, read_phone, rules_with
 from tests.service.test_forgotten import later
+from tests.signin.conftest import App
 
 pytestmark = pytest.mark.django_db(transaction=True)
 UNKNOWN = "9999999999"
@@ -33,6 +34,11 @@ def use(monkeypatch):
 @pytest.fixture
 def browser(use) -> Client:
     return Client()
+
+
+@pytest.fixture
+def app(db) -> App:
+    return App()
 
 
 def start(browser, code, follow=True, **extra):
@@ -172,3 +178,53 @@ def test_without_a_link_nothing_is_offered_by_sms(use, browser, lan):
     use(reissue={"mt_link": None})
     assert "/recover/send/" not in browser.post("/recover/", {"code": lan.code}).content.decode()
     assert start(browser, lan.code, follow=False).status_code == 429
+
+
+class TestTheApp:
+    """The same by JSON."""
+
+    def test_from_the_code_to_the_new_password(self, use, app, lan):
+        ways = app.call("GET", "auth/recover").json()["data"]
+        assert ways["ways"]["sms"] and ways["ways"]["text"]["link"] == "sms:8079?body=BH%20MK%20"
+        assert ways["request"] is None
+        answer = app.call("POST", "auth/recover", {"code": "DN4010123456789"})
+        assert answer.status_code == 200 and app.session
+        assert answer.json()["data"]["request"]["tries"] == 3
+        otp = otp_of(read_phone()[0][1])
+        wrong = app.call("POST", "auth/recover/otp", {"otp": another(otp)})
+        assert wrong.status_code == 400
+        assert [(each["code"], each["param"]) for each in wrong.json()["errors"]] == [("wrong_otp", "otp")]
+        assert app.call("POST", "auth/recover/again").json()["data"]["request"]["again_at"]
+        assert read_phone() == []  # too soon
+        done = app.call("POST", "auth/recover/otp", {"otp": otp})
+        assert (done.status_code, done.json()["data"]["request"]["outcome"]) == (200, "issued")
+        assert app.sign_in(lan.code, read_phone()[0][1][-6:]).status_code == 401
+        assert app.choose(PASSWORD).status_code == 200
+
+    def test_every_code_is_answered_the_same(self, use, app, lan):
+        heard = []
+        for code in (lan.code, UNKNOWN):
+            mine = type(app)()
+            answers = [mine.call("POST", "auth/recover", {"code": code})]
+            answers += [mine.call("POST", "auth/recover/otp", {"otp": "000000x"}) for _ in range(4)]
+            heard.append(
+                [re.sub(r'"[^"]*(T..:|_token)[^,}]*', "", each.content.decode()) for each in answers]
+            )
+        assert heard[0] == heard[1]
+
+    def test_refusals_have_a_status(self, use, app, lan):
+        assert app.call("POST", "auth/recover", {"code": "123"}).json()["errors"][0]["code"] == "bad_code"
+        assert app.call("POST", "auth/recover/otp", {"otp": "123456"}).status_code == 409
+        assert app.call("POST", "auth/recover/again").status_code == 409
+        use(budgets={"code_day": 0})
+        busy = app.call("POST", "auth/recover", {"code": lan.code})
+        assert (busy.status_code, busy.json()["errors"][0]["code"]) == (429, "otp_too_many")
+        assert busy["Retry-After"]
+
+    def test_where_the_agency_wants_it_the_pending_flow_follows(self, use, app, lan):
+        use(choose_at_once=True)
+        app.call("POST", "auth/recover", {"code": lan.code})
+        answer = app.call("POST", "auth/recover/otp", {"otp": otp_of(read_phone()[0][1])})
+        assert answer.status_code == 401
+        assert {"id": "choose_password", "is_pending": True} in answer.json()["data"]["flows"]
+        assert app.choose(PASSWORD).status_code == 200

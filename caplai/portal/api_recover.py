@@ -1,0 +1,126 @@
+"""The app's endpoints of a forgotten password: the pages of recover.py by the same verbs. docs/app-api.md."""
+
+from typing import ClassVar
+
+from allauth.headless.base.response import AuthenticationResponse
+from allauth.headless.constants import Client
+from allauth.headless.internal.restkit.response import APIResponse, ErrorResponse
+from django.http import HttpRequest, HttpResponse
+from django.urls import path
+
+from caplai.domain.otp import Sending
+from caplai.portal import recover
+from caplai.portal.recover import SECRET, CodeForm, OtpForm, asker, say_decided, say_not_sent, say_over
+from caplai.service import forgotten
+from caplai.service.forgotten import Proof, Standing
+from caplai.signin.adapter import put_off
+from caplai.signin.api import Endpoint
+from caplai.signin.context import how_to_get_a_password
+
+
+class Recover(Endpoint):
+    """GET: the ways, and how this session's request stands. POST {"code"}: have an OTP sent; 200, 400, 429, 503."""
+
+    http_method_names: ClassVar[list[str]] = ["get", "post"]
+    input_class: ClassVar = {"POST": CodeForm}
+
+    def get(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
+        how, rules = how_to_get_a_password(), recover.rules()
+        ways = {"sms": rules.can_send, "text": {name: how[name] for name in ("short_code", "text", "link")}}
+        standing = forgotten.look(request.session.get(SECRET), rules=rules)
+        return APIResponse(request, data={"ways": ways, "request": _tell(standing) if standing else None})
+
+    def post(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
+        rules = recover.rules()
+        asked = forgotten.ask(
+            self.input.cleaned_data["code"],
+            asker(request),
+            secret=request.session.get(SECRET),
+            rules=rules,
+        )
+        if asked.secret is not None:
+            request.session[SECRET] = asked.secret
+        if asked.sending is not Sending.SENT:
+            assert asked.sending is not None
+            return _not_sent(request, asked.sending)
+        return _stands(request, forgotten.look(request.session.get(SECRET), rules=rules))
+
+
+class Again(Endpoint):
+    """POST: have the same OTP sent again, not before `again_at`; 200, 409 (no request), 429."""
+
+    http_method_names: ClassVar[list[str]] = ["post"]
+
+    def post(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
+        rules, secret = recover.rules(), request.session.get(SECRET)
+        asked = forgotten.again(secret, asker(request), rules=rules)
+        if asked.sending is None:
+            return _over(request)
+        if asked.sending is not Sending.SENT:
+            return _not_sent(request, asked.sending)
+        return _stands(request, forgotten.look(secret, rules=rules))
+
+
+class Otp(Endpoint):
+    """POST {"otp"}: 200 with what was decided, 401 with the pending flow `choose_password`, or 400, 409, 429, 503."""
+
+    http_method_names: ClassVar[list[str]] = ["post"]
+    input_class = OtpForm
+
+    def post(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
+        rules, secret = recover.rules(), request.session.get(SECRET)
+        found = forgotten.prove(secret, self.input.cleaned_data["otp"], asker(request), rules=rules)
+        if found.proof is Proof.DONE:
+            if (response := recover.choose(request, found)) is not None:
+                return AuthenticationResponse.from_response(request, response)
+            return _stands(request, forgotten.look(secret, rules=rules))
+        if found.proof is Proof.OVER or (found.proof is Proof.WRONG and not found.tries):
+            return _over(request)
+        self.input.refuse(found)
+        status = recover.STATUS.get(found.proof)
+        refused = ErrorResponse(request, input=self.input, status=status or 400)
+        if status:
+            request.checked = found
+            put_off(request, refused, status)
+        return refused
+
+
+def _stands(request: HttpRequest, standing: Standing | None) -> HttpResponse:
+    return APIResponse(request, data={"request": _tell(standing)}) if standing else _over(request)
+
+
+def _tell(standing: Standing) -> dict[str, object]:
+    """How a request stands; the same for every code until the right OTP was typed."""
+    decided = standing.decided
+    said = say_decided(decided, "", standing.by_text) if decided else None
+    return {
+        "expires_at": standing.expires_at.isoformat(),
+        "again_at": standing.again_at.isoformat() if standing.again_at else None,
+        "tries": standing.tries,
+        "over": standing.over,
+        "outcome": str(decided) if decided else None,
+        "until": standing.until.isoformat() if standing.until else None,
+        "title": str(said.title) if said else None,
+    }
+
+
+def _not_sent(request: HttpRequest, sending: Sending) -> HttpResponse:
+    said = say_not_sent(sending)
+    response = APIResponse(
+        request, status=429, errors=[{"code": f"otp_{sending}", "message": f"{said.title}. {said.text}"}]
+    )
+    response["Retry-After"] = str(recover.RETRY_SECONDS)
+    return response
+
+
+def _over(request: HttpRequest) -> HttpResponse:
+    said = say_over()
+    return APIResponse(
+        request, status=409, errors=[{"code": "otp_over", "message": f"{said.title}. {said.text}"}]
+    )
+
+
+urlpatterns = [
+    path(name, view.as_api_view(client=Client.APP))
+    for name, view in {"recover": Recover, "recover/again": Again, "recover/otp": Otp}.items()
+]
