@@ -1,8 +1,10 @@
-"""What people type on the portal's pages: an e-mail address, a code from a mail."""
+"""What people type on the portal's pages: an e-mail address, a code from a mail, a passkey's name."""
 
 from django import forms
 from django.core.validators import EmailValidator
 from django.utils.translation import gettext_lazy as _
+
+from caplai.signin import webauthn
 
 _NO_NULLS = {"null_characters_not_allowed": _("There is a character that cannot be used. Type it again.")}
 _MAX_EMAIL = 254  # RFC 5321, 4.5.3.1.3
@@ -63,3 +65,19 @@ class CodeForm(forms.Form):
         if not (len(digits) == 6 and digits.isascii() and digits.isdigit()):
             raise forms.ValidationError(_("The code has 6 digits."), "invalid")
         return digits
+
+
+class NameForm(forms.Form):
+    """{"name": …} of page and app: what a passkey is called."""
+
+    name = forms.CharField(
+        label=_("Name"),
+        help_text=_("For example: Lan's phone"),
+        max_length=webauthn.NAME_LENGTH,
+        widget=forms.TextInput(attrs={"autocomplete": "off"}),
+        error_messages={
+            **_NO_NULLS,
+            "required": _("Enter a name."),
+            "max_length": _("This is too long for a name."),
+        },
+    )

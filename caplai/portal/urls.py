@@ -2,7 +2,7 @@
 
 from django.urls import include, path
 
-from caplai.portal import access, emails, recover
+from caplai.portal import access, emails, passkeys, recover
 
 urlpatterns = [
     path("account/again/", access.sign_in_again, name="sign_in_again"),
@@ -17,4 +17,11 @@ urlpatterns = [
     path("recover/otp/", recover.Otp.as_view(), name="recover_otp"),
     path("recover/again/", recover.again, name="recover_again"),
     path("recover/done/", recover.done, name="recover_done"),
+    path("account/passkeys/", passkeys.shown, name="account_passkeys"),
+    path("account/passkeys/add/", passkeys.Add.as_view(), name="account_passkey_add"),
+    path("account/passkeys/add/options/", passkeys.add_options, name="account_passkey_add_options"),
+    path("account/passkeys/<int:passkey_id>/", passkeys.Rename.as_view(), name="account_passkey_rename"),
+    path(
+        "account/passkeys/<int:passkey_id>/remove/", passkeys.Remove.as_view(), name="account_passkey_remove"
+    ),
 ]

@@ -35,12 +35,11 @@ from fido2.webauthn import (
     UserVerificationRequirement,
 )
 
+from caplai.service.passkeys import MOST
 from caplai.signin.backend import PasswordBackend
 from caplai.signin.client import client_of, name_of
 from caplai.store.models import Login
 
-MOST = 10
-"""Passkeys of a login."""
 MOST_OCTETS = 65_536
 """Of what an authenticator sends, as JSON; real ones send three thousand."""
 NAME_LENGTH = 60

@@ -4,10 +4,9 @@ import re
 
 import pytest
 
-from tests.browser.conftest import SIZES
-
 pytestmark = [pytest.mark.peer, pytest.mark.slow]
 
+SIZES = {"phone": {"width": 320, "height": 640}, "desktop": {"width": 1280, "height": 800}}
 WORDS = {
     "vi": {
         "code": "Mã số BHXH",
@@ -18,9 +17,14 @@ WORDS = {
         "take": "Dùng vân tay hoặc khuôn mặt",
         "save": "Lưu và tiếp tục",
         "taken": "Từ nay bạn đăng nhập bằng vân tay hoặc khuôn mặt.",
-        "failed": "Chưa được, hoặc đã bị huỷ.",
+        "failed": "Chưa được, hoặc đã bị hủy.",
         "there": "Máy này đã có vân tay hoặc khuôn mặt cho tài khoản này.",
-        "refused": "Lần này vân tay hoặc khuôn mặt chưa dùng được.",
+        "add": "Thêm vân tay hoặc khuôn mặt",
+        "rename": "Đổi tên",
+        "name": "Tên",
+        "store": "Lưu",
+        "remove": "Gỡ",
+        "last": "Đây là cách đăng nhập duy nhất của bạn.",
     },
     "en": {
         "code": "Social insurance code",
@@ -33,7 +37,12 @@ WORDS = {
         "taken": "From now on you sign in with your fingerprint or face.",
         "failed": "It did not work, or was cancelled.",
         "there": "This device already has a passkey for this account.",
-        "refused": "Fingerprint or face did not work this time.",
+        "add": "Add fingerprint or face",
+        "rename": "Rename",
+        "name": "Name",
+        "store": "Save",
+        "remove": "Remove",
+        "last": "It is your only way to sign in.",
     },
 }
 
@@ -155,6 +164,30 @@ def test_a_fingerprint_instead_of_a_password(demo, chromium, look, size, languag
     [made] = finger.passkeys
     assert made["isResidentCredential"]
     assert made["rpId"] == "localhost"
+
+    # It is listed, gets a name, and stays, for it is the only way in.
+    person.opens("account/passkeys/")
+    look(page, "passkey-list")
+    page.get_by_role("link", name=words["rename"]).click()
+    page.get_by_label(words["name"], exact=True).fill("Máy của Lan")
+    look(page, "passkey-rename")
+    person.button("store").click()
+    page.get_by_text("Máy của Lan").first.wait_for()
+    page.get_by_role("link", name=words["remove"]).click()
+    look(page, "passkey-remove")
+    person.button("remove").click()
+    page.get_by_text(words["last"]).wait_for()
+    look(page, "passkey-last")
+    page.get_by_role("link", name=words["add"]).click()
+    person.button("take").click()  # this device has one already
+    page.get_by_text(words["there"]).wait_for()
+    look(page, "passkey-add")
+    finger.session.send("WebAuthn.clearCredentials", {"authenticatorId": finger.id})
+    person.button("take").click()  # as another device would have it
+    page.wait_for_url("**/account/passkeys/")
+    assert page.locator(".cards > li").count() == 2
+    assert len(finger.passkeys) == 1
+    person.opens()
 
     # Out, and in again with one tap.
     finger.set(here=False)

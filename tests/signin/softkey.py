@@ -1,11 +1,13 @@
 """An authenticator in software: it makes and shows passkeys as a phone does, or wrongly where a test wants it."""
 
 import hashlib
+import json
 import os
 from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
+from django.test import Client
 from fido2.cose import ES256
 from fido2.utils import websafe_decode, websafe_encode
 from fido2.webauthn import (
@@ -15,8 +17,35 @@ from fido2.webauthn import (
     CollectedClientData,
 )
 
+from caplai.signin import webauthn
+from caplai.store.models import Login
+
 FLAG = AuthenticatorData.FLAG
 ORIGIN = "http://localhost"
+HERE = {"HTTP_HOST": "localhost"}
+"""What a test's browser needs, to be at ORIGIN."""
+
+
+class Ceremony:
+    """As much of a request as a ceremony wants."""
+
+    def __init__(self, user: Login) -> None:
+        self.user, self.session, self.scheme, self.headers = user, {}, "http", {}
+
+    def get_host(self) -> str:
+        return "localhost"
+
+
+def asked(client: Client, path: str = "/login/passkey/") -> dict:
+    """What the form at this path would ask the browser for."""
+    answer = client.post(f"{path}options/")
+    assert answer.status_code == 200
+    return answer.json()
+
+
+def send(client: Client, credential: object, path: str = "/login/passkey/"):
+    """Post the form with it."""
+    return client.post(path, {"credential": json.dumps(credential)}, follow=True)
 
 
 @dataclass
@@ -30,6 +59,15 @@ class SoftKey:
         default_factory=lambda: ec.generate_private_key(ec.SECP256R1())
     )
     handle: str = ""
+
+    @classmethod
+    def of(cls, login: Login, name: str) -> "SoftKey":
+        """One that this login has."""
+        key, request = cls(), Ceremony(login)
+        credential = webauthn.made(request, login, key.make(webauthn.creation_options(request, login)))
+        assert credential is not None
+        webauthn.store(login, credential, name)
+        return key
 
     def make(self, options: dict) -> dict:
         asked = options["publicKey"]

@@ -9,14 +9,13 @@ from django.contrib.sessions.models import Session
 from django.test import Client
 from django.utils import timezone
 
-from caplai.service import using
+from caplai.service import passkeys, using
 from caplai.signin import webauthn
 from caplai.signin.backend import rules as configured
 from caplai.store.models import Account, Case, Device, Event, Guess, Login
 from tests.signin.conftest import CHOSEN, App, is_in, sign_in, wrong
-from tests.signin.softkey import SoftKey
+from tests.signin.softkey import HERE, Ceremony, SoftKey, asked, send
 
-HERE = {"HTTP_HOST": "localhost"}
 REFUSED = "Lần này vân tay hoặc khuôn mặt chưa dùng được."
 
 
@@ -28,32 +27,9 @@ def browser() -> Client:
 @pytest.fixture
 def key(login) -> SoftKey:
     """A passkey of hers that she has had for a while."""
-    key = SoftKey()
-    request = Ceremony(login)
-    credential = webauthn.made(request, login, key.make(webauthn.creation_options(request, login)))
-    webauthn.store(login, credential, "iPhone")
+    key = SoftKey.of(login, "iPhone")
     Authenticator.objects.update(created_at=timezone.now() - timedelta(days=100))
     return key
-
-
-class Ceremony:
-    """As much of a request as a ceremony wants."""
-
-    def __init__(self, user: Login) -> None:
-        self.user, self.session, self.scheme, self.headers = user, {}, "http", {}
-
-    def get_host(self) -> str:
-        return "localhost"
-
-
-def asked(client: Client, path: str = "/login/") -> dict:
-    answer = client.post(f"{path}passkey/options/")
-    assert answer.status_code == 200
-    return json.loads(json.dumps(answer.json()))
-
-
-def send(client: Client, credential: object, path: str = "/login/"):
-    return client.post(f"{path}passkey/", {"credential": json.dumps(credential)}, follow=True)
 
 
 def test_it_signs_in_and_counts_as_a_completed_sign_in(browser, citizen, login, key, open_case):
@@ -216,13 +192,13 @@ def test_from_the_issued_password_to_a_passkey(browser, citizen, open_case):
     sign_in(browser, citizen.code, opened.password)
     assert 'data-passkey="create"' in browser.get("/choose-password/").content.decode()
     key = SoftKey()
-    options = asked(browser, "/choose-password/")
+    options = asked(browser, "/choose-password/passkey/")
     assert options["publicKey"]["user"]["name"] == citizen.code
     assert options["publicKey"]["rp"]["id"] == "localhost"
     selection = options["publicKey"]["authenticatorSelection"]
     assert (selection["residentKey"], selection["userVerification"]) == ("required", "required")
 
-    answer = send(browser, key.make(options), "/choose-password/")
+    answer = send(browser, key.make(options), "/choose-password/passkey/")
     assert answer.redirect_chain == [("/", 302)]
     assert "Từ nay bạn đăng nhập bằng vân tay hoặc khuôn mặt." in answer.content.decode()
     assert Case.objects.get().ended_as == "used"
@@ -247,7 +223,7 @@ def test_it_ends_everything_that_came_before_but_not_the_passkeys(browser, citiz
 
     sign_in(browser, citizen.code, opened.password)
     new = SoftKey()
-    send(browser, new.make(asked(browser, "/choose-password/")), "/choose-password/")
+    send(browser, new.make(asked(browser, "/choose-password/passkey/")), "/choose-password/passkey/")
     assert is_in(browser)
     assert not is_in(other_browser)
     assert not other_app.is_in
@@ -266,7 +242,7 @@ def test_it_ends_everything_that_came_before_but_not_the_passkeys(browser, citiz
 @pytest.mark.parametrize("ended", ["ended", "expired", "closed", "switched off"])
 def test_of_a_case_that_ended_nothing_is_stored(browser, citizen, open_case, ended):
     sign_in(browser, citizen.code, open_case().password)
-    made = SoftKey().make(asked(browser, "/choose-password/"))
+    made = SoftKey().make(asked(browser, "/choose-password/passkey/"))
     match ended:
         case "ended":
             Case.objects.update(ended_at=timezone.now(), ended_as="expired")
@@ -276,7 +252,7 @@ def test_of_a_case_that_ended_nothing_is_stored(browser, citizen, open_case, end
             Account.objects.update(state="closed")
         case "switched off":
             Login.objects.update(is_active=False)
-    answer = send(browser, made, "/choose-password/")
+    answer = send(browser, made, "/choose-password/passkey/")
     assert answer.redirect_chain == [("/login/", 302)]
     assert not is_in(browser)
     assert not Authenticator.objects.exists()
@@ -323,7 +299,7 @@ def test_a_passkey_made_for_another_is_not_taken(browser, citizen, login, open_c
 
 
 def test_there_are_ten_at_most(browser, citizen, login, open_case):
-    for number in range(webauthn.MOST):
+    for number in range(passkeys.MOST):
         webauthn.store(login, SoftKey().make(webauthn.creation_options(Ceremony(login), login)), str(number))
     sign_in(browser, citizen.code, open_case().password)
     assert "data-passkey" not in browser.get("/choose-password/").content.decode()
