@@ -150,6 +150,9 @@ class TextSettings(Section):
     bad_code: str = Field(Texts.bad_code, description="The command without exactly one ten-digit code.")
     bad_syntax: str = Field(Texts.bad_syntax, description="Any other message with the keyword.")
     over_limit: str = Field(Texts.over_limit, description="Over a limit. `{until}`, `{portal}`.")
+    held: str = Field(
+        Texts.held, description='The account was reported ("this was not me") and waits for the counter.'
+    )
     closed: str = Field(Texts.closed, description="The service is closed by the operator. `{portal}`.")
     issued_web: str = Field(
         Texts.issued_web, description="The password, after page or app. `{password}`, `{until}`."

@@ -161,6 +161,8 @@ def _database(config: Config) -> Iterator[Finding]:
             yield from _agreement(config, conn)
             yield _inbox(conn)
             yield _replies(conn, config)
+            yield _holds(conn)
+            yield _mail(conn, config)
     except LocalPostgresError as error:
         says, _, mend = str(error).partition("\n")
         yield Finding("database", False, says, mend)
@@ -188,6 +190,37 @@ def _inbox(conn: psycopg.Connection) -> Finding:
         else "Is an engine running? See its log; caplai parked lists messages that met an error of ours."
     )
     return Finding("inbox", well, says, mend)
+
+
+def _holds(conn: psycopg.Connection) -> Finding:
+    """Accounts whose owners said "this was not me": somebody may be at work on more than one."""
+    row = conn.execute(
+        "select count(*), count(*) filter (where since > now() - interval '1 day') from hold where lifted_at is null"
+    ).fetchone()
+    assert row is not None
+    says = (
+        f"{row[0]} accounts wait for the counter, {row[1]} of them since a day" if row[0] else "none is held"
+    )
+    return Finding(
+        "reports", None if row[0] else True, says, "See: caplai accounts hold list" if row[0] else ""
+    )
+
+
+def _mail(conn: psycopg.Connection, config: Config) -> Finding:
+    if config.mail.host is None:
+        return Finding("e-mail", None, "off: no host in [mail], so owners hear of nothing by e-mail")
+    row = conn.execute(
+        "select count(*) filter (where state in ('ready', 'claimed')),"
+        " coalesce(extract(epoch from now() - min(due_at) filter (where state in ('ready', 'claimed'))), 0)::float,"
+        " count(*) filter (where state = 'failed' and settled_at > now() - interval '1 day') from mail"
+    ).fetchone()
+    assert row is not None
+    waiting, overdue, failed = row
+    well = overdue < 300
+    says = f"{waiting} wait, the first since {max(overdue, 0):.0f} s; {failed} failed within a day"
+    return Finding(
+        "e-mail", well, says, "" if well else "Is a web server running? Its log says what the server answers."
+    )
 
 
 def _replies(conn: psycopg.Connection, config: Config) -> Finding:

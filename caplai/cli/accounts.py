@@ -1,4 +1,4 @@
-"""`caplai` accounts: import, generate."""
+"""`caplai` accounts: import, generate, hold."""
 
 import contextlib
 import os
@@ -125,6 +125,42 @@ def accounts_generate(count: int, seed: int, with_passwords: float) -> None:
     out = sys.stdout.buffer
     for block in population.accounts(count, seed, with_passwords):
         out.write(block)
+
+
+@accounts.group("hold")
+def accounts_hold() -> None:
+    """Accounts whose owners said "this was not me": nothing is issued for them until the counter lifts it."""
+
+
+@accounts_hold.command("list")
+def accounts_hold_list() -> None:
+    """List the accounts that are held, the longest first: since when, how it was reported, code and phone masked."""
+    with ready(load_config()):
+        from caplai.service.report import held
+        from caplai.store.db import connect
+
+        with connect() as conn:
+            found = held(conn)
+        for each in found:
+            click.echo(f"{each.since.astimezone():%F %R}  by {each.by:<7}  {each.code}  {each.phone}")
+        click.echo(f"{len(found)} accounts are held.")
+
+
+@accounts_hold.command("lift")
+@click.argument("code")
+@click.option("--by", required=True, help="Who has seen the person and lifts it; kept for the record.")
+def accounts_hold_lift(code: str, by: str) -> None:
+    """Let the account CODE (ten digits) be re-issued again, for a person whom you have seen.
+
+    Nothing that was ended comes back: the person texts for a new password. Correct the registered phone
+    first if it is not theirs any more.
+    """
+    with ready(load_config()):
+        from caplai.service.report import lift
+
+        if not lift(code, by):
+            raise Failure("This account is not held. See: caplai accounts hold list")
+        click.echo("Lifted. The person can text for a new password now.")
 
 
 def _bar(label: str, length: int, unit: str, scale: int = 1) -> Any:

@@ -227,6 +227,7 @@ _KINDS = {
     "bad_code": "sai mã số",
     "bad_syntax": "sai cú pháp",
     "over_limit": "quá giới hạn",
+    "held": "tài khoản tạm khóa",
     "closed": "dịch vụ tạm đóng",
     "other_agency": "của cơ quan khác",
     "silenced": "lỗi lặp lại, không trả lời",

@@ -19,6 +19,7 @@ class Outcome(StrEnum):
     BAD_CODE = "bad_code"
     BAD_SYNTAX = "bad_syntax"
     OVER_LIMIT = "over_limit"
+    HELD = "held"
     CLOSED = "closed"
     OTHER_AGENCY = "other_agency"
     SILENCED = "silenced"
@@ -73,6 +74,8 @@ class Facts:
     """Whether the operator has the service open."""
     proved: bool = False
     """Whether the account exists, is approved, and the phone is the registered one."""
+    held: bool = False
+    """Whether the account was reported ("this was not me"), and nobody has lifted that at the counter."""
     case: OpenCase | None = None
     by_text: bool = True
     """Whether a grant is told by a text with the password: a case bears few of them."""
@@ -113,6 +116,10 @@ def _not_proved(facts: Facts, limits: Limits, now: datetime) -> Decision | None:
     return None if facts.proved else Decision(Outcome.MISMATCH)
 
 
+def _held(facts: Facts, limits: Limits, now: datetime) -> Decision | None:
+    return Decision(Outcome.HELD) if facts.held else None
+
+
 def _joins(facts: Facts, limits: Limits, now: datetime) -> Decision | None:
     if facts.case is None or facts.case.expires_at <= now:
         return None
@@ -139,6 +146,7 @@ RULES = (
     _Rule("a closed service says where to go instead", _closed),
     _Rule("what was not understood says how to write it", _not_understood),
     _Rule("code and phone must belong together; one answer for every way they do not", _not_proved),
+    _Rule("an account that was reported waits for the counter; only its own phone hears so", _held),
     _Rule("a living case is joined, a few texts at most", _joins),
     _Rule("beyond a limit: when to try again", _over_limit),
     _Rule("a new case", _issues),

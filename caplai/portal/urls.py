@@ -2,7 +2,7 @@
 
 from django.urls import include, path
 
-from caplai.portal import access, emails, passkeys, recover
+from caplai.portal import access, emails, passkeys, recover, report
 
 urlpatterns = [
     path("account/again/", access.sign_in_again, name="sign_in_again"),
@@ -24,4 +24,6 @@ urlpatterns = [
     path(
         "account/passkeys/<int:passkey_id>/remove/", passkeys.Remove.as_view(), name="account_passkey_remove"
     ),
+    path("account/report/", report.signed_in, name="account_report"),
+    path("report/<str:token>/", report.by_link, name="report"),
 ]

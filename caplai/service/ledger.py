@@ -52,6 +52,8 @@ class Ledger:
     """The ids of the rules' wordings, of those that this database knows."""
     accounts: dict[str, str] = field(default_factory=dict)
     """Approved accounts only: code → registered phone."""
+    held: set[str] = field(default_factory=set)
+    """Those of them that were reported."""
     cases: dict[str, Case] = field(default_factory=dict)
     """The case of an account that has not been ended, living or past its time."""
     account_cases: dict[str, list[datetime]] = field(default_factory=dict)
@@ -69,6 +71,7 @@ class Ledger:
         facts = Facts(open=self.open, phone_errors=self.errors.get(request.source, ()))
         match request.command:
             case Reissue(code):
+                facts.held = code in self.held
                 case = self.cases.get(code)
                 facts.proved = request.phone is not None and self.accounts.get(code) == request.phone
                 facts.case = case.living if case and not case.spent else None
@@ -134,12 +137,14 @@ def gather(conn: psycopg.Connection, requests: Sequence[Request], rules: Rules) 
     since = ledger.now - _HISTORY
     these_codes, these_phones = array(codes), array(phones)
     if codes:
-        ledger.accounts = dict(
-            conn.execute(
-                "select code, phone from account where code = any(%s::text[]) and state = 'approved'",
-                [these_codes],
-            ).fetchall()
-        )
+        for code, registered, held in conn.execute(
+            "select code, phone, exists (select from hold h where h.account = code and h.lifted_at is null)"
+            " from account where code = any(%s::text[]) and state = 'approved'",
+            [these_codes],
+        ).fetchall():
+            ledger.accounts[code] = registered
+            if held:
+                ledger.held.add(code)
         ledger.guessed = {
             account
             for (account,) in conn.execute(
@@ -216,6 +221,7 @@ def _is_plain(request: Request, ledger: Ledger, often: Counter[str | None]) -> b
                 ledger.open
                 and request.phone is not None
                 and ledger.accounts.get(code) == request.phone
+                and code not in ledger.held
                 and code not in ledger.account_cases
                 and request.phone not in ledger.phone_cases
                 and often[code] == often[request.phone] == 1

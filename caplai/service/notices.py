@@ -3,17 +3,32 @@ its owner. A notice never holds a password, a code or a phone.
 """
 
 from collections.abc import Callable, Collection
+from datetime import timedelta
 
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from caplai.domain.letters import Block, Part
+from caplai.domain import capability
+from caplai.domain.letters import Block, Link, Part
 from caplai.service import mail
 from caplai.service.addresses import confirmed
 from caplai.service.mail import Site
 from caplai.store.mails import Due
 
+LABEL = "report"
+"""What the token of a notice's link is good for (domain/capability.py)."""
+YOUNG = timedelta(days=7)
+"""An address that was confirmed so lately cannot report: it may be that of whom there is to report."""
+
 WHAT: dict[str, Callable[[], tuple[str, str]]] = {
+    "reported": lambda: (
+        _("The account is locked"),
+        _("somebody reported that it was not them. Everything that opened the account has ended."),
+    ),
+    "hold_lifted": lambda: (
+        _("The account is open again"),
+        _("the office of the agency has unlocked it. Text for a new password from the registered phone."),
+    ),
     "password_chosen": lambda: (
         _("A new password was chosen"),
         _("a new password was chosen after a re-issue; the old one, and all other sign-ins, have ended."),
@@ -58,15 +73,36 @@ def _write(due: Due, site: Site) -> Part:
             "time": timezone.localtime(due.created_at).strftime("%H:%M %d/%m/%Y"),
             "end": due.account[-4:],
             "says": says,
-        },
-        _("If it was you, there is nothing to do."),
-        _(
-            "If it was not you, text for a new password from your registered phone at once, or go to the nearest"
-            " office of the agency."
-        ),
+        }
     ]
-    return Part(title, blocks)
+    return Part(title, [*blocks, *(_ENDINGS.get(due.kind) or _not_me)(due, site)])
 
+
+def _not_me(due: Due, site: Site) -> list[Block]:
+    blocks: list[Block] = [_("If it was you, there is nothing to do.")]
+    if due.since is None or due.created_at - due.since < YOUNG:
+        return [
+            *blocks,
+            _("If it was not you, go to the nearest office of the agency with your identity card."),
+        ]
+    ring = site.keys.ring("pepper")
+    token = capability.token(ring.keys[ring.active], LABEL, due.name)
+    return [
+        *blocks,
+        _(
+            "If it was not you, say so on this page. Then everything that opens the account ends, and it stays locked"
+            " until you have been at an office of the agency."
+        ),
+        Link(_("This was not me"), f"{site.url}/report/{token}/"),
+    ]
+
+
+def _to_the_office(due: Due, site: Site) -> list[Block]:
+    return [_("To open it again, go to the nearest office of the agency with your identity card.")]
+
+
+_ENDINGS: dict[str, Callable[[Due, Site], list[Block]]] = {"reported": _to_the_office}
+"""What a notice says below what happened, where that is not the way to say "this was not me"."""
 
 for _kind in WHAT:
     mail.kind(_kind)(_write)

@@ -261,6 +261,7 @@ _OLD_EVENT = "at < %(before)s"
 _NEVER_USED = "taken_at < %(before)s"
 _OLD_MAIL = "created_at < %(before)s"
 _GONE_ADDRESS = "coalesce(removed_at, case when confirmed_at is null then added_at end) < %(before)s"
+_LIFTED = "lifted_at < %(before)s"
 _OLD_RECEIPT = "received_at < %(before)s"
 _LESS_HEAVY = f"number > {FiguresHeavy.FOR_EVER} and month < %(before)s - interval '31 days'"
 _OLD_SESSION = "coalesce(ended_at, seen_at) < %(before)s"
@@ -341,6 +342,15 @@ JOBS: tuple[_Job, ...] = (
         lambda keep: keep.links,
         f"select id from address where {_GONE_ADDRESS} limit %(count)s",  # noqa: S608
         _GONE_ADDRESS,
+    ),
+    _Delete(
+        "holds",
+        "holds of accounts that were lifted",
+        "hold",
+        "id",
+        lambda keep: keep.events,
+        f"select id from hold where {_LIFTED} limit %(count)s",  # noqa: S608
+        _LIFTED,
     ),
     _Delete(
         "binds",

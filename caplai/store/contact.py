@@ -1,4 +1,5 @@
-"""Tables of how an account's owner is reached beside the phone: addresses, and what is to be mailed to them.
+"""Tables of how an account's owner is reached beside the phone: addresses, what is to be mailed to them, and what
+stands still because an owner objected.
 
 A part of the one app (models.py loads it), in a file of its own.
 """
@@ -81,5 +82,28 @@ class Address(models.Model):
                 fields=["account"],
                 condition=Q(removed_at__isnull=True, confirmed_at__isnull=True),
                 name="address_one_unconfirmed_per_account",
+            )
+        ]
+
+
+class Hold(models.Model):
+    """An account that somebody reported ("this was not me"): nothing is issued for it until the counter lifts it."""
+
+    id = models.BigAutoField(primary_key=True)
+    account = Text(help_text="The account's code.")
+    since = models.DateTimeField(db_default=Now())
+    by = Text(help_text="How it was reported: `mail` (the link in a notice) or `session` (signed in).")
+    case_id = models.UUIDField(null=True, help_text="The case that the notice told of, or that was open.")
+    switched_off = models.BooleanField(
+        db_default=False, help_text="It switched the login off, so its lifting switches it on."
+    )
+    lifted_at = models.DateTimeField(null=True)
+    lifted_by = Text(null=True, help_text="Who lifted it, as they called themselves.")
+
+    class Meta:
+        db_table = "hold"
+        constraints = [
+            models.UniqueConstraint(
+                fields=["account"], condition=Q(lifted_at__isnull=True), name="hold_one_per_account"
             )
         ]

@@ -32,6 +32,8 @@ class Due:
     """It is of no use any more."""
     email: str
     """Empty where there is no address any more."""
+    since: datetime | None
+    """Since when it is a confirmed one."""
 
 
 _CLAIM = """
@@ -45,7 +47,9 @@ with due as (
 select m.id, m.name, m.kind, m.account, m.address_id, m.about, m.language, m.attempts, m.created_at, m.until,
        m.until <= now(), coalesce(
            case when m.address_id is null then (select a.email from account a where a.code = m.account)
-                else (select d.email from address d where d.id = m.address_id and d.account = m.account) end, '')
+                else (select d.email from address d where d.id = m.address_id and d.account = m.account) end, ''),
+       case when m.address_id is null then (select a.created_at from account a where a.code = m.account)
+            else (select d.confirmed_at from address d where d.id = m.address_id) end
 from claimed m order by m.urgent desc, m.id
 """
 

@@ -18,6 +18,7 @@ from django.db.models.functions import Now
 from django.utils.crypto import salted_hmac
 
 from caplai.store.contact import Address as Address
+from caplai.store.contact import Hold as Hold
 from caplai.store.contact import Mail as Mail
 from caplai.store.fields import Text
 
@@ -186,6 +187,7 @@ class Case(models.Model):
         ACCOUNT_CHANGED = "account_changed"
         RESTORED = "restored", "the database came back from a backup"
         KEY_DESTROYED = "key_destroyed", "an operator destroyed its key"
+        REPORTED = "reported", "its account's owner said: this was not me"
 
     pk = models.CompositePrimaryKey("account", "id")
     account = Text(help_text="The account's code.")

@@ -134,6 +134,7 @@ ignored = _counter("caplai_pdus_ignored", "PDUs dropped or refused by rule.", "l
 signins = _counter("caplai_signins", "Passwords checked, by outcome.", "outcome")
 otps = _counter("caplai_otps", "Wishes for a one-time code, by what became of them.", "outcome")
 choices = _counter("caplai_password_choices", "Attempts to choose a password, by result.", "result")
+reports = _counter("caplai_reports", "Accounts held because somebody said: this was not me.", "by")
 mails = _counter(
     "caplai_mails_settled",
     "What became of e-mails after an attempt: sent, failed, or ready.",

@@ -115,13 +115,16 @@ def test_the_sixth_error_within_an_hour_gets_silence(bad):
 
 
 def test_the_rules_stand_in_the_order_of_the_specification():
-    assert [rule.says.split()[0] for rule in RULES] == ["a", "a", "what", "code", "a", "beyond", "a"]
+    assert [rule.says.split()[0] for rule in RULES] == ["a", "a", "what", "code", "an", "a", "beyond", "a"]
     everything_bad = Facts(understood=Outcome.BAD_SYNTAX, open=False, account_cases=[NOW] * 9)
     assert decide(everything_bad, LIMITS, NOW).outcome is Outcome.CLOSED
     everything_bad.open = True
     assert decide(everything_bad, LIMITS, NOW).outcome is Outcome.BAD_SYNTAX
     everything_bad.understood = None
+    everything_bad.held = True
     assert decide(everything_bad, LIMITS, NOW).outcome is Outcome.MISMATCH
+    everything_bad.proved = True
+    assert decide(everything_bad, LIMITS, NOW).outcome is Outcome.HELD
 
 
 def test_every_outcome_is_granted_silent_or_an_error():
