@@ -72,7 +72,7 @@ class PepperedArgon2(Argon2PasswordHasher):
 
 
 class RandomSecret(BasePasswordHasher):
-    """The hash of a client's secret, which we made of 282 random bits: to guess it a slow hash would add nothing, and
+    """The hash of a client's secret, which we made of 256 random bits: to guess it a slow hash would add nothing, and
     whoever knows a client's id could keep the cores busy that the sign-in needs.
     """
 

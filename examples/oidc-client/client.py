@@ -81,6 +81,8 @@ class Site:
 
     def back(self, session, environ):
         """The browser comes back with a code: exchange it, check the ID token, ask who it is."""
+        if refusal := parse_qs(environ["QUERY_STRING"]).get("error"):
+            raise OAuthError(refusal[0])
         oauth = self.oauth()
         session["token"] = oauth.fetch_token(
             self.provider["token_endpoint"],

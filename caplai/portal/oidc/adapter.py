@@ -1,7 +1,7 @@
 """What allauth asks about people, keys and tokens: by what name, which claims, what signs, what still holds."""
 
 import base64
-import functools
+import secrets
 from collections.abc import Iterable
 from typing import Any
 
@@ -26,6 +26,10 @@ SCOPES = {
 
 class OidcAdapter(DefaultOIDCAdapter):
     scope_display = SCOPES
+
+    def generate_client_secret(self) -> str:
+        """256 random bits, of letters that no shell, URL or header reads in another way."""
+        return secrets.token_hex(32)
 
     def get_issuer(self) -> str:
         return issuer(self.request)
@@ -83,7 +87,6 @@ def _confirmed(code: str) -> str | None:
     return next((address.email for address in addresses.confirmed(code) if address.id is not None), None)
 
 
-@functools.lru_cache(maxsize=32)
 def _pem(key: bytes) -> str:
     """PKCS #8 as text (RFC 7468)."""
     text = base64.b64encode(key).decode()

@@ -1,6 +1,8 @@
 """The provider's endpoints, and its pages: consent, sign in again, and why a client's request cannot be answered."""
 
+import math
 import time
+from datetime import timedelta
 
 from allauth.account.authentication import get_authentication_records
 from allauth.core.internal.httpkit import add_query_params, del_query_params
@@ -105,6 +107,7 @@ class Authorize(allauth_views.AuthorizationView):
             "asks": [SCOPES[scope] for scope in SCOPES if scope in self._scopes],
             "account": account,
             "phone": msisdn.mask(account.phone),
+            "days": math.ceil(settings.CAPLAI.oidc.refresh_lifetime / timedelta(days=1)),
             "here": del_query_params(self.request.get_full_path(), "lang"),
         }
 
