@@ -2,9 +2,16 @@
 
 from django.urls import include, path
 
-from caplai.portal import access, emails, passkeys, recover, report
+from caplai.portal import access, account, emails, passkeys, recover, report
 
 urlpatterns = [
+    path("", account.home, name="home"),
+    path("account/password/", account.ChangePassword.as_view(), name="account_password"),
+    path("account/devices/", account.devices, name="account_devices"),
+    path("account/devices/end/", account.end_device, name="account_device_end"),
+    path("account/devices/others/", account.end_others, name="account_devices_end"),
+    path("account/history/", account.happened, name="account_history"),
+    path("_allauth/app/v1/account/", include("caplai.portal.api_account")),
     path("account/again/", access.sign_in_again, name="sign_in_again"),
     path("account/email/", emails.addresses, name="account_email"),
     path("account/email/add/", emails.Add.as_view(), name="account_email_add"),

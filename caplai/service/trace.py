@@ -206,7 +206,7 @@ def in_trouble(conn: psycopg.Connection, count: int = 100) -> list[Line]:
 
 def _lines(conn: psycopg.Connection, phones: Sequence[str], count: int) -> list[Line]:
     # As carriers and aggregators write it; the index is on what they wrote.
-    written = [form for phone in phones for form in _forms(phone)]
+    written = [form for phone in phones for form in written_forms(phone)]
     rows = conn.execute(
         "select id, received_at, link, source, source_ton, outcome, error, decided_at from inbox"
         " where source = any(%s) order by received_at desc limit %s",
@@ -220,7 +220,8 @@ def _lines(conn: psycopg.Connection, phones: Sequence[str], count: int) -> list[
     return lines
 
 
-def _forms(phone: str) -> tuple[str, ...]:
+def written_forms(phone: str) -> tuple[str, ...]:
+    """The forms in which carriers and aggregators may have written a phone (E.164) as a message's source."""
     digits = msisdn.digits(phone)
     national = digits.removeprefix("84")
     return (phone, digits, f"00{digits}", *((f"0{national}", national) if national != digits else ()))

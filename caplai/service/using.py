@@ -95,8 +95,9 @@ def _use(
         TakenOverPassword.objects.filter(code=code).delete()
         Case.objects.filter(account=code, id=case_id).update(ended_at=Now(), ended_as=Case.End.USED)
         Device.objects.filter(login=login).delete()
-        Guess.objects.filter(account=code, cleared=False).update(cleared=True)
-        Event.objects.create(kind=kind, login_id=login.pk, case_id=case_id, data={"attempt": attempt})
+        wrong = Guess.objects.filter(account=code, cleared=False).update(cleared=True)
+        data = {"attempt": attempt, "wrong": wrong}
+        Event.objects.create(kind=kind, login_id=login.pk, case_id=case_id, data=data)
         store()
     return Choice.CHOSEN
 

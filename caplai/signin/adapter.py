@@ -1,6 +1,7 @@
 """What allauth asks us: how to authenticate, which stages there are, what an app is told about who is in."""
 
 import dataclasses
+from datetime import datetime
 from typing import ClassVar
 
 from allauth.account.adapter import DefaultAccountAdapter
@@ -64,8 +65,7 @@ class AccountAdapter(DefaultAccountAdapter):
                 setattr(checked.login, ISSUED_CASE, checked.case_id)
                 return checked.login
             case Outcome.THROTTLED:
-                time = timezone.localtime(whole_minute(checked.retry_at)).strftime("%H:%M")
-                raise ValidationError(self.error_messages[THROTTLED], THROTTLED, {"time": time})
+                raise throttled(checked.retry_at)
             case Outcome.TRY_AGAIN:
                 raise self.validation_error(TRY_AGAIN)
         return None
@@ -130,6 +130,12 @@ class TokenStrategy(SessionTokenStrategy):
     def create_access_token_payload(self, request) -> dict | None:
         token = getattr(request, "device_token", None)
         return {"device_token": token} if token else None
+
+
+def throttled(until: datetime) -> ValidationError:
+    """That nothing was looked at, and when it will be."""
+    time = timezone.localtime(whole_minute(until)).strftime("%H:%M")
+    return ValidationError(AccountAdapter.error_messages[THROTTLED], THROTTLED, {"time": time})
 
 
 def _client(request: HttpRequest) -> str:

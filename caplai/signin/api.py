@@ -65,7 +65,7 @@ class SignIn(Endpoint, LoginView):
         return AuthenticationResponse.from_response(request, response)
 
     def handle_invalid_input(self, input) -> ErrorResponse:  # noqa: A002 (allauth's name)
-        return _refuse(self.request, input)
+        return refuse(self.request, input)
 
 
 class ChoosePassword(Endpoint, AuthenticationStageAPIView):
@@ -93,10 +93,11 @@ class ChoosePassword(Endpoint, AuthenticationStageAPIView):
                 self.input.refuse_issued()
             case Choice.TRY_AGAIN:
                 self.input.refuse_for_now()
-        return _refuse(request, self.input)
+        return refuse(request, self.input)
 
 
-def _refuse(request: HttpRequest, form) -> ErrorResponse:
+def refuse(request: HttpRequest, form) -> ErrorResponse:
+    """The answer to a form with errors: 400, or what its errors say that are not about what was typed."""
     status = refusal_status(form)
     response = ErrorResponse(request, input=form, status=status or 400)
     if status:

@@ -5,7 +5,6 @@ from django.urls import include, path
 from caplai.signin import install, passkeys, views
 
 urlpatterns = [
-    path("", views.home, name="home"),
     path("login/", views.SignIn.as_view(), name="account_login"),
     path("login/passkey/", passkeys.sign_in, name="sign_in_by_passkey"),
     path("login/passkey/options/", passkeys.sign_in_options, name="sign_in_by_passkey_options"),

@@ -1,4 +1,4 @@
-"""The citizen's pages: sign in, choose a password, see who is in, sign out."""
+"""The citizen's pages: sign in, choose a password, sign out."""
 
 from allauth.account.adapter import get_adapter
 from allauth.account.internal.flows.login import perform_password_login
@@ -14,7 +14,6 @@ from django.utils.translation import gettext as _
 from django.views.decorators.debug import sensitive_post_parameters
 from django.views.generic.edit import FormView
 
-from caplai.domain import msisdn
 from caplai.service.using import Choice
 from caplai.signin import webauthn
 from caplai.signin.adapter import THROTTLED, TRY_AGAIN, put_off
@@ -104,15 +103,6 @@ class ChoosePassword(InStage, _FormPage):
             case Choice.TRY_AGAIN:
                 form.refuse_for_now()
         return self.form_invalid(form)
-
-
-def home(request: HttpRequest) -> HttpResponse:
-    """Who is in."""
-    if not request.user.is_authenticated:
-        return redirect("account_login")
-    account = request.user.account
-    phone = msisdn.mask(account.phone) if account else None
-    return render(request, "signin/home.html", {"account": account, "phone": phone})
 
 
 def sign_out(request: HttpRequest) -> HttpResponse:

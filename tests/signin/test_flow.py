@@ -20,7 +20,7 @@ def test_page_from_issued_to_chosen_password(browser, citizen, open_case):
     answer = browser.post("/choose-password/", {"new_password": CHOSEN})
     assert (answer.status_code, answer["Location"]) == (302, "/")
     home = browser.get("/").content.decode()
-    assert home.count('class="message') == 1
+    assert home.count('class="message success') == 1
     assert "Đã lưu mật khẩu mới" in home
     assert "0012345678" in home
     assert "0327xxx686" in home

@@ -1,0 +1,161 @@
+"""The app's endpoints of my account: what the pages of account.py show and do, for an app."""
+
+from datetime import datetime
+from typing import ClassVar
+
+from allauth.headless.base.response import AuthenticationResponse, ForbiddenResponse, UnauthorizedResponse
+from allauth.headless.constants import Client
+from allauth.headless.internal.restkit.response import APIResponse, ErrorResponse
+from django.conf import settings
+from django.http import HttpRequest, HttpResponse, HttpResponseBase
+from django.urls import path
+
+from caplai.portal.access import is_fresh
+from caplai.portal.account import microseconds, moment_of, sign_out_elsewhere, summary
+from caplai.portal.password_form import ChangeForm
+from caplai.portal.told import tell
+from caplai.service import history, sittings
+from caplai.service.changing import Change
+from caplai.service.history import Entry
+from caplai.service.sittings import Seat
+from caplai.signin.api import Endpoint, refuse
+from caplai.signin.client import name_of
+
+
+class _OfOwner(Endpoint):
+    """Who is signed in to an account; others hear that nobody is (401)."""
+
+    def dispatch(self, request: HttpRequest, *args, **kwargs) -> HttpResponseBase:
+        if not request.user.is_authenticated or request.user.account is None:
+            return UnauthorizedResponse(request)
+        return super().dispatch(request, *args, **kwargs)
+
+
+class Account(_OfOwner):
+    """GET: what the account's first page shows."""
+
+    http_method_names: ClassVar[list[str]] = ["get"]
+
+    def get(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
+        shown = summary(request)
+        until = shown["until"]
+        data = {
+            "code": shown["account"].code,
+            "phone": shown["phone"],
+            "has_password": shown["has_password"],
+            "password_set_at": _time(shown["password_set_at"]),
+            "passkeys": shown["passkeys"],
+            "emails": shown["emails"],
+            "signed_in": shown["signed_in"],
+            "after_reissue": {"kept_until": _time(until), "kept": shown["kept"]} if until else None,
+        }
+        return APIResponse(request, data=data)
+
+
+class Password(_OfOwner):
+    """POST {"current_password", "new_password"}: 200 with another session token, or 400, 401, 403, 429, 503."""
+
+    input_class = ChangeForm
+    http_method_names: ClassVar[list[str]] = ["post"]
+
+    def dispatch(self, request: HttpRequest, *args, **kwargs) -> HttpResponseBase:
+        if request.user.is_authenticated and not request.user.has_usable_password() and not is_fresh(request):
+            return ForbiddenResponse(request)
+        return super().dispatch(request, *args, **kwargs)
+
+    def get_input_kwargs(self) -> dict:
+        return {"login": self.request.user}
+
+    def post(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
+        match self.input.change(request):
+            case Change.CHANGED:
+                return AuthenticationResponse(request)
+            case Change.ENDED:
+                return UnauthorizedResponse(request)
+        return refuse(request, self.input)
+
+    def handle_invalid_input(self, input) -> ErrorResponse:  # noqa: A002 (allauth's name)
+        return refuse(self.request, input)
+
+
+class Devices(_OfOwner):
+    """GET: where one is signed in or remembered. DELETE: sign out everywhere else; the session token changes."""
+
+    http_method_names: ClassVar[list[str]] = ["get", "delete"]
+
+    def get(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
+        return APIResponse(
+            request, data=[_seat(seat) for seat in sittings.seats(request.user, request.session.row_key)]
+        )
+
+    def delete(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
+        return (
+            AuthenticationResponse(request) if sign_out_elsewhere(request) else UnauthorizedResponse(request)
+        )
+
+
+class Device(_OfOwner):
+    """DELETE: sign out of one and forget it; 404 if there is none (any more), or it is the one that asks."""
+
+    http_method_names: ClassVar[list[str]] = ["delete"]
+
+    def delete(self, request: HttpRequest, name: str, *args, **kwargs) -> HttpResponse:
+        ended = sittings.end(request.user, name, request.session.row_key)
+        return APIResponse(request, status=200 if ended else 404)
+
+
+class History(_OfOwner):
+    """GET: what happened, a page of it; `?before=` with `meta.older` of the page before for the next."""
+
+    http_method_names: ClassVar[list[str]] = ["get"]
+
+    def get(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
+        page = history.page(request.user, settings.CAPLAI.grammar, moment_of(request.GET.get("before", "")))
+        older = page.older and str(microseconds(page.older))
+        return APIResponse(request, data=[_entry(entry) for entry in page.entries], meta={"older": older})
+
+
+def _seat(seat: Seat) -> dict:
+    return {
+        "id": seat.name,
+        "name": name_of(seat.client),
+        "client": seat.client,
+        "signed_in": seat.signed_in,
+        "remembered": seat.remembered,
+        "here": seat.here,
+        "since": _time(seat.since),
+        "seen": _time(seat.seen),
+    }
+
+
+def _entry(entry: Entry) -> dict:
+    told = tell(entry)
+    return {
+        "at": _time(entry.at),
+        "what": entry.what,
+        "title": told.title,
+        "details": told.details,
+        "channel": entry.channel or None,
+        "phone": entry.phone or None,
+        "client": entry.client or None,
+        "how": entry.how or None,
+        "count": entry.count,
+        "state": entry.state or None,
+        "until": _time(entry.until),
+    }
+
+
+def _time(at: datetime | None) -> str | None:
+    return at.isoformat() if at else None
+
+
+urlpatterns = [
+    path(name, view.as_api_view(client=Client.APP))
+    for name, view in {
+        "": Account,
+        "password": Password,
+        "devices": Devices,
+        "devices/<slug:name>": Device,
+        "history": History,
+    }.items()
+]
