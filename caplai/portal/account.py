@@ -58,7 +58,7 @@ def summary(request: HttpRequest) -> dict[str, Any]:
         "signed_in": sum(seat.signed_in for seat in sittings.seats(login, request.session.row_key)),
         "latest": [tell(entry) for entry in history.latest_sign_ins(login, _LATEST)],
         "until": until,
-        "kept": [name for name, since in [*keys, *addresses] if before and since < before],
+        "kept": [name for name, since in [*keys, *addresses] if before and since <= before],
     }
 
 

@@ -6,7 +6,7 @@ from datetime import datetime
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from caplai.service.history import AGAIN, CASE, CLOSED, OTP, REFUSED, WRONG_PASSWORDS, Entry
+from caplai.service.history import AGAIN, CASE, CLOSED, LOCKED, OTP, REFUSED, WRONG_PASSWORDS, Entry
 from caplai.signin.client import name_of
 
 
@@ -51,6 +51,7 @@ def _title(entry: Entry) -> str:
         AGAIN: _("The same password was sent once more"),
         REFUSED: _("A request by SMS was refused: there were too many"),
         CLOSED: _("A request by SMS was refused: the service was closed"),
+        LOCKED: _("A request by SMS was refused: the account is locked"),
         WRONG_PASSWORDS: _("Somebody typed a wrong password"),
         "signed_in": _("Signed in"),
         "signed_out": _("Signed out a device"),
@@ -62,11 +63,13 @@ def _title(entry: Entry) -> str:
         "passkey_removed": _("A fingerprint or face was removed"),
         "address_confirmed": _("An email address was added"),
         "address_removed": _("An email address was removed"),
+        "reported": _("Somebody said: this was not me. The account was locked"),
+        "hold_lifted": _("The agency opened the account again"),
     }[entry.what]
 
 
 def _sent(entry: Entry) -> str | None:
-    if entry.what in (AGAIN, REFUSED, CLOSED) and entry.phone:
+    if entry.what in (AGAIN, REFUSED, CLOSED, LOCKED) and entry.phone:
         return _("By the phone %(phone)s.") % {"phone": entry.phone}
     if entry.what == OTP and entry.channel != "email":
         if not entry.phone:

@@ -18,6 +18,7 @@ from django.conf import settings
 from caplai.domain import msisdn
 from caplai.domain.grammar import Grammar, Reissue, understand
 from caplai.domain.policy import GRANTED, Outcome
+from caplai.service import addressbook, passkeys, report
 from caplai.service.changing import PASSWORD_CHANGED
 from caplai.service.credentials import SIGNED_IN
 from caplai.service.sittings import SIGNED_OUT, SIGNED_OUT_ELSEWHERE
@@ -34,7 +35,7 @@ _MESSAGES = 200
 _GUESSES = 1_000
 
 CASE, OTP, WRONG_PASSWORDS = "case", "otp", "wrong_passwords"
-AGAIN, REFUSED, CLOSED = "sent_again", "refused", "service_closed"
+AGAIN, REFUSED, CLOSED, LOCKED = "sent_again", "refused", "service_closed", "account_locked"
 EVENTS = (
     SIGNED_IN,
     SIGNED_OUT,
@@ -42,16 +43,19 @@ EVENTS = (
     PASSWORD_CHOSEN,
     PASSKEY_CHOSEN,
     PASSWORD_CHANGED,
-    "passkey_added",
-    "passkey_removed",
-    "address_confirmed",
-    "address_removed",
+    passkeys.ADDED,
+    passkeys.REMOVED,
+    addressbook.ADDED,
+    addressbook.REMOVED,
+    report.REPORTED,
+    report.LIFTED,
 )
 """Kinds of events that an owner is shown."""
 _OF_MESSAGES = {
     str(Outcome.JOINED): AGAIN,
     str(Outcome.OVER_LIMIT): REFUSED,
     str(Outcome.CLOSED): CLOSED,
+    str(Outcome.HELD): LOCKED,
 }
 
 
@@ -61,7 +65,7 @@ class Entry:
 
     at: datetime
     what: str
-    """CASE, OTP, WRONG_PASSWORDS, AGAIN, REFUSED, CLOSED, or one of EVENTS."""
+    """CASE, OTP, WRONG_PASSWORDS, AGAIN, REFUSED, CLOSED, LOCKED, or one of EVENTS."""
     channel: str = ""
     """By which door: as a case has it (`sms`, `web`, …)."""
     phone: str = ""

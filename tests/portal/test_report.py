@@ -72,7 +72,7 @@ def test_from_the_mail_to_the_lock_to_the_counter(post, lan, open_case, caplog):
     case = open_case()
     signed_in, stranger = Client(), Client()
     sign_in(signed_in, lan.username, CHOSEN)
-    Authenticator.objects.create(user=lan, type=Authenticator.Type.WEBAUTHN, data={})
+    Authenticator.objects.create(user=lan, type=Authenticator.Type.WEBAUTHN, data={"name": "Máy cũ"})
     TakenOverPassword.objects.create(code=lan.username, hash="x")
     tell(lan.username)
     path = path_in(post.newest(OLD))
