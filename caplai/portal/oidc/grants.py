@@ -13,6 +13,7 @@
 allauth would keep codes in Django's cache, which the workers of a site do not share.
 """
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from allauth.idp.oidc.models import Client, Token
@@ -61,3 +62,33 @@ def has_granted(login: Login, client: Client, scopes: set[str]) -> bool:
     rows = Token.objects.valid().filter(user=login, client=client, data__stamp=login.stamp)
     granted = {scope for row in rows for scope in row.get_scopes()}
     return scopes <= granted
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """What a client has of a person now, by all sign-ins together."""
+
+    client: Client
+    scopes: list[str]
+    since: datetime
+
+
+def agreements(login: Login) -> list[Agreement]:
+    """Which clients hold tokens of this person that still live, by name."""
+    found: dict[str, Agreement] = {}
+    rows = Token.objects.valid().filter(user=login, data__stamp=login.stamp).select_related("client")
+    for row in rows.order_by("created_at"):
+        if row.type == Token.Type.AUTHORIZATION_CODE or row.client is None:
+            continue
+        before = found.get(row.client.id, Agreement(row.client, [], row.created_at))
+        scopes = before.scopes + [scope for scope in row.get_scopes() if scope not in before.scopes]
+        found[row.client.id] = Agreement(row.client, scopes, before.since)
+    return sorted(found.values(), key=lambda agreement: agreement.client.name)
+
+
+def end_agreement(login: Login, client_id: str) -> str | None:
+    """End all that a client has of this person; the client's name, or None if it had nothing."""
+    rows = Token.objects.filter(user=login, client_id=client_id.replace("\0", "")).select_related("client")
+    row = rows.first()
+    rows.delete()
+    return row.client.name if row is not None and row.client is not None else None

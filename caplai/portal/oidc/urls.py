@@ -3,7 +3,7 @@
 from allauth.idp.oidc.views import jwks, user_info
 from django.urls import include, path
 
-from caplai.portal.oidc import views
+from caplai.portal.oidc import agreements, views
 
 _PATTERNS = [
     path(".well-known/openid-configuration", views.configuration, name="configuration"),
@@ -14,4 +14,9 @@ _PATTERNS = [
     path("identity/o/api/revoke", views.Revoke.as_view(), name="revoke"),
     path("identity/o/api/introspect", views.Introspect.as_view(), name="introspect"),
 ]
-urlpatterns = [path("", include(([path("", include((_PATTERNS, "oidc")))], "idp")))]
+urlpatterns = [
+    path("account/apps/", agreements.shown, name="account_apps"),
+    path("account/apps/end/", agreements.end, name="account_apps_end"),
+    path("_allauth/app/v1/account/apps", agreements.endpoint),
+    path("", include(([path("", include((_PATTERNS, "oidc")))], "idp"))),
+]
