@@ -5,6 +5,7 @@ Nested values are named with two underscores (`CAPLAI_SERVICE__KEYWORD`); a list
 (`CAPLAI_SERVICE__SHORT_CODES='["8079"]'`). An unknown setting is refused by its name.
 """
 
+import base64
 import importlib
 import ipaddress
 import os
@@ -12,7 +13,7 @@ import tomllib
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import psycopg
@@ -22,6 +23,7 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
+    StringConstraints,
     ValidationError,
     field_validator,
     model_validator,
@@ -167,6 +169,11 @@ class TextSettings(Section):
     )
 
 
+PackageName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z]\w*(\.[A-Za-z]\w*)+$")]
+Fingerprint = Annotated[str, StringConstraints(pattern=r"^([0-9A-F]{2}:){31}[0-9A-F]{2}$")]
+AppleApp = Annotated[str, StringConstraints(pattern=r"^[A-Z0-9]{10}(\.[A-Za-z0-9-]+)+$")]
+
+
 class SigninSettings(Section):
     """Guesses and throttles at the sign-in (service.md, Guesses)."""
 
@@ -194,6 +201,13 @@ class SigninSettings(Section):
         ["vssid", "bhxh", "bao hiem xa hoi", "bao hiem", "mat khau", "8079"],
         description="Words that a chosen password must not be made of (with digits added or not).",
     )
+    android_apps: dict[PackageName, list[Fingerprint]] = Field(
+        {},
+        description="Android apps that may use the site's passkeys: package → SHA-256 of its certificates (`AB:CD:…`).",
+    )
+    apple_apps: list[AppleApp] = Field(
+        [], description="Apple apps that may use the site's passkeys (`TEAM012345.vn.example.app`)."
+    )
     session_age: timedelta = Field(
         timedelta(hours=12), ge=timedelta(seconds=1), le=_YEAR, description="How long a sign-in lasts."
     )
@@ -203,6 +217,13 @@ class SigninSettings(Section):
         le=_YEAR,
         description="How long it lasts while nobody uses it; no longer than `session_age` in any case.",
     )
+
+    @property
+    def app_origins(self) -> list[str]:
+        """What an Android app calls itself in a passkey's ceremony: the same digest, in base64url."""
+        prints = [one for prints in self.android_apps.values() for one in prints]
+        digests = [base64.urlsafe_b64encode(bytes.fromhex(one.replace(":", ""))) for one in prints]
+        return [f"android:apk-key-hash:{digest.decode().rstrip('=')}" for digest in digests]
 
 
 class RecoverSettings(Section):

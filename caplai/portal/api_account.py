@@ -22,7 +22,7 @@ from caplai.signin.api import Endpoint, refuse
 from caplai.signin.client import name_of
 
 
-class _OfOwner(Endpoint):
+class OfOwner(Endpoint):
     """Who is signed in to an account; others hear that nobody is (401)."""
 
     def dispatch(self, request: HttpRequest, *args, **kwargs) -> HttpResponseBase:
@@ -31,7 +31,7 @@ class _OfOwner(Endpoint):
         return super().dispatch(request, *args, **kwargs)
 
 
-class Account(_OfOwner):
+class Account(OfOwner):
     """GET: what the account's first page shows."""
 
     http_method_names: ClassVar[list[str]] = ["get"]
@@ -52,7 +52,7 @@ class Account(_OfOwner):
         return APIResponse(request, data=data)
 
 
-class Password(_OfOwner):
+class Password(OfOwner):
     """POST {"current_password", "new_password"}: 200 with another session token, or 400, 401, 403, 429, 503."""
 
     input_class = ChangeForm
@@ -78,7 +78,7 @@ class Password(_OfOwner):
         return refuse(self.request, input)
 
 
-class Devices(_OfOwner):
+class Devices(OfOwner):
     """GET: where one is signed in or remembered. DELETE: sign out everywhere else; the session token changes."""
 
     http_method_names: ClassVar[list[str]] = ["get", "delete"]
@@ -94,7 +94,7 @@ class Devices(_OfOwner):
         )
 
 
-class Device(_OfOwner):
+class Device(OfOwner):
     """DELETE: sign out of one and forget it; 404 if there is none (any more), or it is the one that asks."""
 
     http_method_names: ClassVar[list[str]] = ["delete"]
@@ -104,7 +104,7 @@ class Device(_OfOwner):
         return APIResponse(request, status=200 if ended else 404)
 
 
-class History(_OfOwner):
+class History(OfOwner):
     """GET: what happened, a page of it; `?before=` with `meta.older` of the page before for the next."""
 
     http_method_names: ClassVar[list[str]] = ["get"]

@@ -87,13 +87,18 @@ class ChoosePassword(Endpoint, AuthenticationStageAPIView):
             case Choice.CHOSEN:
                 return self.respond_next_stage()
             case Choice.ENDED:
-                message = _("This password has ended. Sign in again, or text again for a password.")
-                return APIResponse(request, status=409, errors=[{"code": "case_ended", "message": message}])
+                return case_ended(request)
             case Choice.SAME_AS_ISSUED:
                 self.input.refuse_issued()
             case Choice.TRY_AGAIN:
                 self.input.refuse_for_now()
         return refuse(request, self.input)
+
+
+def case_ended(request: HttpRequest) -> APIResponse:
+    """409: what was pending has ended."""
+    message = _("This password has ended. Sign in again, or text again for a password.")
+    return APIResponse(request, status=409, errors=[{"code": "case_ended", "message": message}])
 
 
 def refuse(request: HttpRequest, form) -> ErrorResponse:

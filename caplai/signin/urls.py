@@ -2,7 +2,7 @@
 
 from django.urls import include, path
 
-from caplai.signin import install, passkeys, views
+from caplai.signin import install, passkeys, passkeys_api, views
 
 urlpatterns = [
     path("login/", views.SignIn.as_view(), name="account_login"),
@@ -18,4 +18,7 @@ urlpatterns = [
     path("service-worker.js", install.service_worker, name="service_worker"),
     path("offline/", install.offline, name="offline"),
     path("_allauth/app/v1/", include("caplai.signin.api")),
+    path("_allauth/app/v1/auth/", include("caplai.signin.passkeys_api")),
+    path(".well-known/assetlinks.json", passkeys_api.asset_links),
+    path(".well-known/apple-app-site-association", passkeys_api.apple_app_site_association),
 ]

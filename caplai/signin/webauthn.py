@@ -60,16 +60,8 @@ _NONSENSE = (
     struct.error, UnsupportedAlgorithm, AssertionError,
 )  # fmt: skip
 
-SIGN_IN = "sign-in"
-"""The purpose of a challenge that anybody may answer; the others name the login."""
-
-
-def adding(login: Login) -> str:
-    return f"add/{login.pk}"
-
-
-def confirming(login: Login) -> str:
-    return f"confirm/{login.pk}"
+_SIGN_IN = "sign-in"
+"""The purpose of a challenge that any login may answer; others name the one for whom a passkey is made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +83,7 @@ def site(request: HttpRequest) -> Site | None:
     if not local and not (settings.CAPLAI.public_url and url.scheme == "https"):
         return None
     port = "" if url.port in (None, _PORTS.get(url.scheme)) else f":{url.port}"
-    return Site(host, frozenset({f"{url.scheme}://{host}{port}"}))
+    return Site(host, frozenset({f"{url.scheme}://{host}{port}", *settings.CAPLAI.signin.app_origins}))
 
 
 def passkeys(login: Login) -> QuerySet[Authenticator]:
@@ -121,18 +113,17 @@ def creation_options(request: HttpRequest, login: Login, *, here: bool = False) 
         authenticator_attachment=AuthenticatorAttachment.PLATFORM if here else None,
         extensions={"credProps": True},
     )
-    _give(request, state, adding(login))
+    _give(request, state, _purpose(login))
     return dict(options)
 
 
-def request_options(request: HttpRequest, login: Login | None = None) -> dict | None:
-    """What a browser needs to ask for a passkey: any of this site's, or one of this login's."""
+def request_options(request: HttpRequest) -> dict | None:
+    """What a browser needs to ask for a passkey of this site; None where there are none."""
     server = _server(request)
     if server is None:
         return None
-    credentials = _credentials(login) if login is not None else None
-    options, state = server.authenticate_begin(credentials=credentials, user_verification=_VERIFIED)
-    _give(request, state, confirming(login) if login is not None else SIGN_IN)
+    options, state = server.authenticate_begin(user_verification=_VERIFIED)
+    _give(request, state, _SIGN_IN)
     return dict(options)
 
 
@@ -151,7 +142,7 @@ def made(request: HttpRequest, login: Login, answer: Mapping[str, Any] | None) -
     try:
         registration = RegistrationResponse.from_dict(answer or {})
         client, attestation = registration.response.client_data, registration.response.attestation_object
-        state = _take(request, client.challenge, adding(login))
+        state = _take(request, client.challenge, _purpose(login))
         if server is None or state is None:
             return None
         server.register_complete(state, registration)
@@ -181,19 +172,16 @@ def store(login: Login, credential: dict, name: str) -> None:
     )
 
 
-def shown(
-    request: HttpRequest, answer: Mapping[str, Any] | None, login: Login | None = None
-) -> Authenticator | None:
-    """The passkey that was shown, with its login (`user`), who may sign in; `login`: it must be that one's.
+def shown(request: HttpRequest, answer: Mapping[str, Any] | None) -> Authenticator | None:
+    """The passkey that was shown, with its login (`user`), who may sign in.
 
     None if it is not to be believed, was removed, or its login may not sign in. Its challenge is spent either way.
     """
     server = _server(request)
     try:
         assertion = AuthenticationResponse.from_dict(answer or {})
-        purpose = confirming(login) if login is not None else SIGN_IN
-        state = _take(request, assertion.response.client_data.challenge, purpose)
-        whose = login or _login(assertion.response.user_handle)
+        state = _take(request, assertion.response.client_data.challenge, _SIGN_IN)
+        whose = _login(assertion.response.user_handle)
         if server is None or state is None or whose is None:
             return None
         kept = {_credential(passkey).credential_id: passkey for passkey in passkeys(whose)}
@@ -211,6 +199,10 @@ def name_for(request: HttpRequest) -> str:
     return name_of(
         client_of(request.headers.get("User-Agent", ""), app=is_headless_request(request) is not None)
     )
+
+
+def _purpose(login: Login) -> str:
+    return f"add/{login.pk}"
 
 
 def _server(request: HttpRequest) -> Fido2Server | None:

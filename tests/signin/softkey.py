@@ -61,9 +61,9 @@ class SoftKey:
     handle: str = ""
 
     @classmethod
-    def of(cls, login: Login, name: str) -> "SoftKey":
+    def of(cls, login: Login, name: str, origin: str = ORIGIN) -> "SoftKey":
         """One that this login has."""
-        key, request = cls(), Ceremony(login)
+        key, request = cls(origin), Ceremony(login)
         credential = webauthn.made(request, login, key.make(webauthn.creation_options(request, login)))
         assert credential is not None
         webauthn.store(login, credential, name)
