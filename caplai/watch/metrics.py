@@ -131,7 +131,7 @@ answered_seconds = Seconds(
 connects = _counter("caplai_link_connects", "Connections to the SMSC that were tried.", "link")
 ignored = _counter("caplai_pdus_ignored", "PDUs dropped or refused by rule.", "link", "command", "reason")
 # The web.
-signins = _counter("caplai_signins", "Passwords checked, by outcome.", "outcome")
+signins = _counter("caplai_signins", "Passwords (and passkeys) checked, by outcome.", "outcome")
 otps = _counter("caplai_otps", "Wishes for a one-time code, by what became of them.", "outcome")
 choices = _counter("caplai_password_choices", "Attempts to choose a password, by result.", "result")
 reports = _counter("caplai_reports", "Accounts held because somebody said: this was not me.", "by")
