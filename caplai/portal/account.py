@@ -16,6 +16,7 @@ from django.views.generic.edit import FormView
 
 from caplai.domain import msisdn
 from caplai.portal.access import is_fresh, owner
+from caplai.portal.oidc.grants import agreements
 from caplai.portal.password_form import ChangeForm
 from caplai.portal.told import tell
 from caplai.service import history, sittings
@@ -55,6 +56,7 @@ def summary(request: HttpRequest) -> dict[str, Any]:
         "password_set_at": history.password_set_at(login),
         "passkeys": [name for name, _since in keys],
         "emails": [email for email, _since in addresses],
+        "services": [agreement.client.name for agreement in agreements(login)],
         "signed_in": sum(seat.signed_in for seat in sittings.seats(login, request.session.row_key)),
         "latest": [tell(entry) for entry in history.latest_sign_ins(login, _LATEST)],
         "until": until,

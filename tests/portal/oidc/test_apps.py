@@ -18,6 +18,7 @@ def test_they_are_seen_and_ended(inside):
     ended, kept = clinic.tokens(inside, scope="openid email"), bank.tokens(inside)
     page = inside.get("/account/apps/").content.decode()
     assert page.index("Ngân hàng") < page.index("Phòng khám") and "email" in page
+    assert "Ngân hàng, Phòng khám" in inside.get("/").content.decode()
     answer = inside.post("/account/apps/end/", {"client_id": clinic.id}, follow=True)
     assert "Phòng khám không hỏi được gì nữa" in answer.content.decode()
     assert clinic.refresh(ended["refresh_token"]).json() == {"error": "invalid_grant"}

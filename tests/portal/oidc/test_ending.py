@@ -9,6 +9,7 @@ from django.test import Client as Browser
 
 from caplai.portal.oidc import clients
 from caplai.service import federation
+from caplai.service.report import BY_SESSION, report
 from caplai.store.models import Account, Login, new_stamp
 from tests.portal.oidc.conftest import Party, agree, arrived, userinfo
 from tests.signin.conftest import CHOSEN, sign_in
@@ -27,19 +28,28 @@ def use_the_case(citizen, open_case):
     assert other.post("/choose-password/", {"new_password": "bà ngoại nấu phở"})["Location"] == "/"
 
 
+def change_the_password(citizen, open_case):
+    other = Browser()
+    sign_in(other, citizen.code, CHOSEN)
+    given = {"current_password": CHOSEN, "new_password": "bà ngoại nấu phở"}
+    assert other.post("/account/password/", given)["Location"] == "/"
+
+
+def sign_out_elsewhere(citizen, open_case):
+    other = Browser()
+    sign_in(other, citizen.code, CHOSEN)
+    assert other.post("/account/devices/others/")["Location"] == "/account/devices/"
+
+
 ENDINGS = {
     "a case is used": use_the_case,
-    "the password is changed": lambda citizen, _: change_password(citizen),
-    "the stamp is changed, as a report does": lambda citizen, _: Login.objects.update(stamp=new_stamp()),
+    "the password is changed": change_the_password,
+    "everybody else is signed out": sign_out_elsewhere,
+    "this was not me": lambda citizen, _: report(citizen.code, BY_SESSION),
     "the login is switched off": lambda citizen, _: Login.objects.update(is_active=False),
     "the account is closed": lambda citizen, _: Account.objects.update(state="closed"),
+    "another way that changes the stamp": lambda citizen, _: Login.objects.update(stamp=new_stamp()),
 }
-
-
-def change_password(citizen):
-    login = Login.objects.get(username=citizen.code)
-    login.set_password("một mật khẩu khác")
-    login.save()
 
 
 @pytest.mark.parametrize("end", ENDINGS.values(), ids=ENDINGS)
