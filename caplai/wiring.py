@@ -17,6 +17,7 @@ from caplai.domain.replies import prepare
 from caplai.service import retention
 from caplai.service.credentials import SITE_WINDOW
 from caplai.service.mail import Site
+from caplai.service.notices import tell_of_reissues
 from caplai.service.requests import Form, Rules
 from caplai.store import queues
 from caplai.store.keyring import Keys
@@ -97,7 +98,8 @@ def mailer(config: Config, keyring: Keys) -> Mailer | None:
     """Who sends e-mail from this process; None while mail is off."""
     if config.mail.host is None:
         return None
-    return Mailer(config.mail, Site(config.site_url, keyring, config.service.short_codes[0]))
+    site = Site(config.site_url, keyring, config.service.short_codes[0])
+    return Mailer(config.mail, site, [tell_of_reissues])
 
 
 def start_mail() -> None:

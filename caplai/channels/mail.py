@@ -73,7 +73,7 @@ class Mailer:
         self._thread = threading.Thread(target=self._run, name="mail", daemon=True)
         self._connection: psycopg.Connection | None = None
         self._smtp: smtplib.SMTP | None = None
-        self._used_at = 0.0
+        self._used_at = self._chores_at = 0.0
         self._failures = 0
         self._rest_until = 0.0
         self._state = "well"
@@ -125,8 +125,10 @@ class Mailer:
     def _work(self) -> int:
         """Send a batch; how many mails it had."""
         conn = self._connect()
-        for chore in self._chores:
-            chore(conn)
+        if time.monotonic() >= self._chores_at:
+            self._chores_at = time.monotonic() + POLL
+            for chore in self._chores:
+                chore(conn)
         if time.monotonic() < self._rest_until:
             return 0
         began, claimed = time.monotonic(), mails.claim(conn, self.name, BATCH, self._lease)

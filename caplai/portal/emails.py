@@ -43,6 +43,8 @@ class Add(FormView):
         adding = addressbook.add(self.request.user, form.cleaned_data["email"])
         if adding is Adding.SENT:
             return redirect("account_email_confirm")
+        if adding is Adding.ENDED:
+            return redirect("account_email")  # and from there to the sign-in
         form.add_error("email", refusal(adding))
         return self.form_invalid(form)
 
@@ -90,7 +92,7 @@ def again(request: HttpRequest) -> HttpResponse:
     adding = addressbook.add(request.user, waiting.email)
     if adding is Adding.SENT:
         messages.info(request, _("The code was sent again."))
-    else:
+    elif adding is not Adding.ENDED:
         messages.error(request, refusal(adding))
     return redirect("account_email_confirm")
 

@@ -20,7 +20,7 @@ from caplai.domain.letters import Code, Part
 from caplai.service import mail, notices
 from caplai.service.addresses import confirmed, same
 from caplai.service.cooling import COOLING, cooling_until
-from caplai.service.credentials import lock
+from caplai.service.credentials import hold_active, lock
 from caplai.service.mail import Site
 from caplai.store.mails import Due
 from caplai.store.models import Address, Event, Login
@@ -53,6 +53,8 @@ class Adding(Enum):
     """Enough codes were sent for today."""
     OFF = "off"
     """No mail is sent by this site."""
+    ENDED = "ended"
+    """The session has ended meanwhile: a case was used, or the account was reported."""
 
 
 class Confirming(Enum):
@@ -61,7 +63,7 @@ class Confirming(Enum):
     CONFIRMED = "confirmed"
     WRONG = "wrong"
     ENDED = "ended"
-    """There is nothing to confirm: its time or its tries are over, or it was done elsewhere."""
+    """There is nothing to confirm: its time or its tries are over, it was done elsewhere, or the session has ended."""
 
 
 class Removing(Enum):
@@ -72,6 +74,8 @@ class Removing(Enum):
     """The account has no such address, or it is the agency's."""
     KEPT = "kept"
     """It was there before a re-issue that was used within the last 24 hours."""
+    ENDED = "ended"
+    """As of Adding."""
 
 
 def pending(code: str) -> Address | None:
@@ -91,6 +95,8 @@ def add(login: Login, email: str) -> Adding:
     code = login.account_id
     with transaction.atomic():
         lock(code)
+        if not hold_active(login, stamp=login.stamp):
+            return Adding.ENDED
         known = confirmed(code)
         if any(same(email, other.email) for other in known):
             return Adding.ALREADY
@@ -123,7 +129,7 @@ def confirm(login: Login, typed: str, keys: Collection[bytes]) -> Confirming:
     code = login.account_id
     with transaction.atomic():
         lock(code)
-        address = pending(code)
+        address = pending(code) if hold_active(login, stamp=login.stamp) else None
         if address is None:
             return Confirming.ENDED
         Address.objects.filter(pk=address.pk).update(tries=F("tries") + 1)
@@ -140,6 +146,8 @@ def remove(login: Login, address_id: int) -> Removing:
     code = login.account_id
     with transaction.atomic():
         lock(code)
+        if not hold_active(login, stamp=login.stamp):
+            return Removing.ENDED
         address = Address.objects.filter(
             account=code, pk=address_id, confirmed_at__isnull=False, removed_at__isnull=True
         ).first()

@@ -15,6 +15,7 @@ from django.db import connection, transaction
 from django.db.models.functions import Now
 
 from caplai.domain.issuing import Inputs, matches
+from caplai.service import notices
 from caplai.service.credentials import Rules, has_issuing, hold_active, lock
 from caplai.store.models import Account, Case, Device, Event, Guess, Login, TakenOverPassword, new_stamp
 
@@ -98,6 +99,7 @@ def _use(
         wrong = Guess.objects.filter(account=code, cleared=False).update(cleared=True)
         data = {"attempt": attempt, "wrong": wrong}
         Event.objects.create(kind=kind, login_id=login.pk, case_id=case_id, data=data)
+        notices.tell(code, kind)
         store()
     return Choice.CHOSEN
 
