@@ -235,6 +235,12 @@ class RecoverSettings(Section):
         le=timedelta(minutes=10),
         description="How long a one-time code by SMS lives.",
     )
+    mail_lifetime: timedelta = Field(
+        timedelta(hours=24),
+        ge=timedelta(minutes=10),
+        le=timedelta(hours=24),
+        description="How long the link and the one-time code of an e-mail live.",
+    )
     pause: timedelta = Field(
         timedelta(seconds=60),
         ge=timedelta(seconds=10),
@@ -243,7 +249,9 @@ class RecoverSettings(Section):
     )
     sends: int = Field(3, ge=1, le=10, description="How often one code is sent at most.")
     code_day: int = Field(
-        5, ge=1, description="One-time codes asked for one insurance code (known or not) within 24 hours."
+        5,
+        ge=1,
+        description="Asked for one insurance code (known or not) within 24 hours, by SMS and by e-mail each.",
     )
     phone_day: int = Field(
         10, ge=1, description="One-time codes sent to one phone within 24 hours; beyond it, silently none."

@@ -14,7 +14,7 @@ from caplai.channels.mail import Mailer
 from caplai.config import Config
 from caplai.domain.policy import ERRORS, Outcome
 from caplai.domain.replies import prepare
-from caplai.service import retention
+from caplai.service import addressbook, forgotten_mail, notices, retention  # noqa: F401 - three write mails
 from caplai.service.credentials import SITE_WINDOW
 from caplai.service.mail import Site
 from caplai.service.notices import tell_of_reissues
@@ -52,7 +52,7 @@ def reissue_rules(config: Config, keyring: Keys, conn: psycopg.Connection) -> Ru
         short_code=config.service.short_codes[0],
         mt_links=frozenset(config.senders),
         mt_link=config.service.mt_link or next(iter(config.senders), None),
-        channel_limits={"web": config.web_limits},
+        channel_limits={"web": config.web_limits, "email": config.web_limits},
     )
 
 

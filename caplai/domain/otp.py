@@ -56,6 +56,13 @@ def normal(typed: str) -> str:
     return "".join(char for char in plain if not char.isspace() and unicodedata.category(char) != "Pd")
 
 
+class Channel(StrEnum):
+    """How an OTP goes out."""
+
+    SMS = "sms"
+    EMAIL = "email"
+
+
 class Sending(StrEnum):
     """What becomes of somebody's wish for an OTP. It is the same for every code, known or not."""
 

@@ -8,9 +8,18 @@ from allauth.headless.internal.restkit.response import APIResponse, ErrorRespons
 from django.http import HttpRequest, HttpResponse
 from django.urls import path
 
-from caplai.domain.otp import Sending
+from caplai.domain.otp import Channel, Sending
 from caplai.portal import recover
-from caplai.portal.recover import SECRET, CodeForm, OtpForm, asker, say_decided, say_not_sent, say_over
+from caplai.portal.recover import (
+    SECRET,
+    LinkForm,
+    OtpForm,
+    SendForm,
+    asker,
+    say_decided,
+    say_not_sent,
+    say_over,
+)
 from caplai.service import forgotten
 from caplai.service.forgotten import Proof, Standing
 from caplai.signin.adapter import put_off
@@ -19,14 +28,15 @@ from caplai.signin.context import how_to_get_a_password
 
 
 class Recover(Endpoint):
-    """GET: the ways, and how this session's request stands. POST {"code"}: have an OTP sent; 200, 400, 429, 503."""
+    """GET: the ways, and how this session's request stands. POST {"code", "channel"}: have an OTP sent, or why not."""
 
     http_method_names: ClassVar[list[str]] = ["get", "post"]
-    input_class: ClassVar = {"POST": CodeForm}
+    input_class: ClassVar = {"POST": SendForm}
 
     def get(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
         how, rules = how_to_get_a_password(), recover.rules()
-        ways = {"sms": rules.can_send, "text": {name: how[name] for name in ("short_code", "text", "link")}}
+        text = {name: how[name] for name in ("short_code", "text", "link")}
+        ways = {"sms": rules.can_send(Channel.SMS), "email": rules.can_send(Channel.EMAIL), "text": text}
         standing = forgotten.look(request.session.get(SECRET), rules=rules)
         return APIResponse(request, data={"ways": ways, "request": _tell(standing) if standing else None})
 
@@ -37,6 +47,7 @@ class Recover(Endpoint):
             asker(request),
             secret=request.session.get(SECRET),
             rules=rules,
+            channel=self.input.cleaned_data["channel"],
         )
         if asked.secret is not None:
             request.session[SECRET] = asked.secret
@@ -85,6 +96,22 @@ class Otp(Endpoint):
         return refused
 
 
+class FromLink(Endpoint):
+    """POST {"token"}, from the link of an e-mail: 401 with the pending flow `choose_password`, or 200, 400, 409."""
+
+    http_method_names: ClassVar[list[str]] = ["post"]
+    input_class = LinkForm
+
+    def post(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
+        found = forgotten.prove_link(self.input.cleaned_data["token"], asker(request), rules=recover.rules())
+        if found.proof is not Proof.DONE or found.decided is None:
+            return _over(request)
+        if (response := recover.choose(request, found)) is not None:
+            return AuthenticationResponse.from_response(request, response)
+        until = found.until.isoformat() if found.until else None
+        return APIResponse(request, data={"request": {"outcome": str(found.decided), "until": until}})
+
+
 def _stands(request: HttpRequest, standing: Standing | None) -> HttpResponse:
     return APIResponse(request, data={"request": _tell(standing)}) if standing else _over(request)
 
@@ -94,6 +121,7 @@ def _tell(standing: Standing) -> dict[str, object]:
     decided = standing.decided
     said = say_decided(decided, "", standing.by_text) if decided else None
     return {
+        "channel": str(standing.channel),
         "expires_at": standing.expires_at.isoformat(),
         "again_at": standing.again_at.isoformat() if standing.again_at else None,
         "tries": standing.tries,
@@ -122,5 +150,10 @@ def _over(request: HttpRequest) -> HttpResponse:
 
 urlpatterns = [
     path(name, view.as_api_view(client=Client.APP))
-    for name, view in {"recover": Recover, "recover/again": Again, "recover/otp": Otp}.items()
+    for name, view in {
+        "recover": Recover,
+        "recover/again": Again,
+        "recover/otp": Otp,
+        "recover/link": FromLink,
+    }.items()
 ]

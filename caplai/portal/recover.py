@@ -7,6 +7,7 @@ The browser's session keeps a random secret, and no code: `service/forgotten.py`
 
 import itertools
 from dataclasses import dataclass
+from datetime import datetime
 
 import qrcode
 from allauth.account.internal.flows.login import perform_password_login
@@ -27,7 +28,7 @@ from django.views.decorators.debug import sensitive_post_parameters
 from django.views.generic.edit import FormView
 
 from caplai.domain.grammar import CODE_LENGTH, code_of
-from caplai.domain.otp import Budgets, Sending
+from caplai.domain.otp import Budgets, Channel, Sending
 from caplai.domain.policy import GRANTED, Outcome
 from caplai.domain.replies import bind_to_origin, prepare
 from caplai.service import forgotten
@@ -74,6 +75,7 @@ def rules() -> Rules:
             sends=chosen.sends,
         ),
         lifetime=chosen.lifetime,
+        mail_lifetime=chosen.mail_lifetime,
         wording=wording(bind_to_origin(texts.otp, config.public_host)),
         granted=wording(texts.issued_web),
         granted_family=wording(texts.issued_web_family),
@@ -116,12 +118,48 @@ class CodeForm(forms.Form):
         return code
 
 
+class SendForm(CodeForm):
+    """{"code": …, "channel": "sms" or "email"}; SMS unless said."""
+
+    channel = forms.ChoiceField(
+        required=False,
+        choices=[(each.value, each.value) for each in Channel],
+        error_messages={"invalid_choice": _("Choose one of the ways.")},
+    )
+
+    def clean_channel(self) -> Channel:
+        return Channel(self.cleaned_data["channel"] or Channel.SMS)
+
+
+class LinkForm(forms.Form):
+    """{"token": …}: what stands in the link of an e-mail after its #, where no server sees it."""
+
+    token = forms.CharField(
+        label=_("What stands after # in the link"),
+        help_text=_("Copy it from the mail, or type the 6 digits on the page where you asked for the mail."),
+        max_length=200,
+        widget=forms.TextInput(
+            attrs={
+                "autocomplete": "off",
+                "autocapitalize": "none",
+                "spellcheck": "false",
+                "data-fragment": "",
+            }
+        ),
+        error_messages={
+            "required": _("Open the link from the mail once more."),
+            "max_length": _("Open the link from the mail once more."),
+            "null_characters_not_allowed": _("Open the link from the mail once more."),
+        },
+    )
+
+
 class OtpForm(forms.Form):
     """{"otp": …}: spaces are forgiven."""
 
     otp = forms.CharField(
         label=_("One-time code"),
-        help_text=_("6 digits, from the message"),
+        help_text=_("6 digits"),
         max_length=40,
         widget=forms.TextInput(
             attrs={
@@ -203,14 +241,16 @@ def say_not_sent(sending: Sending) -> Said:
             )
     return Said(
         _("Too many people are asking just now"),
-        _("We cannot send one-time codes by SMS at the moment. Try again in an hour, or take another way."),
+        _("We cannot send one-time codes at the moment. Try again in an hour, or take another way."),
     )
 
 
 def say_over() -> Said:
     return Said(
         _("This one-time code is over"),
-        _("Its time is up, or there were too many wrong tries. Begin again, and you get a new one."),
+        _(
+            "Its time is up, it was used, or there were too many wrong tries. Begin again, and you get a new one."
+        ),
         again=True,
     )
 
@@ -238,6 +278,15 @@ def say_decided(decided: Outcome, until: str, by_text: bool) -> Said:
                 " cannot wait, go to the nearest office."
             )
         return Said(_("No more for free just now"), text % {"time": until}, others=by_text)
+    if decided is Outcome.HELD:
+        return Said(
+            _("This account is locked"),
+            _(
+                "Somebody reported that it was not its owner who asked. To open it again, come to an office of the"
+                " agency with your identity card."
+            ),
+            others=False,
+        )
     if decided is Outcome.CLOSED:
         return say_not_sent(Sending.CLOSED)
     if decided is Outcome.HELD:
@@ -268,18 +317,25 @@ class Start(FormView):
 
     def form_valid(self, form: CodeForm) -> HttpResponse:
         code = form.cleaned_data["code"]
-        context = {"code": code, "by_sms": rules().can_send, **text_for(code)}
+        ways = {f"by_{channel}": rules().can_send(channel) for channel in Channel}
+        context = {"code": code, **ways, **text_for(code)}
         return render(self.request, "portal/recover_ways.html", context)
 
 
 @sensitive_post_parameters("code")
 def send(request: HttpRequest) -> HttpResponse:
-    """POST {"code"}: send an OTP to its phone, if there is one."""
-    form = CodeForm(request.POST)
+    """POST {"code", "channel"}: send an OTP to its phone or its addresses, if there are any."""
+    form = SendForm(request.POST)
     if request.method != "POST" or not form.is_valid():
         return redirect("recover")
     code = form.cleaned_data["code"]
-    asked = forgotten.ask(code, asker(request), secret=request.session.get(SECRET), rules=rules())
+    asked = forgotten.ask(
+        code,
+        asker(request),
+        secret=request.session.get(SECRET),
+        rules=rules(),
+        channel=form.cleaned_data["channel"],
+    )
     if asked.secret is not None:
         request.session[SECRET] = asked.secret
     if asked.sending is not Sending.SENT:
@@ -307,8 +363,10 @@ class Otp(FormView):
 
     def get_context_data(self, **context) -> dict:
         standing = forgotten.look(self.request.session.get(SECRET), rules=rules())
-        minutes = settings.CAPLAI.recover.lifetime.total_seconds() // 60
-        return super().get_context_data(standing=standing, minutes=int(minutes), **context)
+        by_mail = standing is not None and standing.channel is Channel.EMAIL
+        lasts = rules().lasts(Channel.EMAIL if by_mail else Channel.SMS)
+        minutes = int(lasts.total_seconds()) // 60
+        return super().get_context_data(standing=standing, by_mail=by_mail, minutes=minutes, **context)
 
     def form_valid(self, form: OtpForm) -> HttpResponse:
         secret = self.request.session.get(SECRET)
@@ -325,6 +383,23 @@ class Otp(FormView):
         return response
 
 
+@method_decorator(sensitive_post_parameters("token"), name="dispatch")
+class FromLink(FormView):
+    """Where the link of an e-mail leads. Opening it does nothing yet: mail programs open links, too."""
+
+    template_name = "portal/recover_link.html"
+    form_class = LinkForm
+
+    def form_valid(self, form: LinkForm) -> HttpResponse:
+        found = forgotten.prove_link(form.cleaned_data["token"], asker(self.request), rules=rules())
+        if found.proof is not Proof.DONE:
+            return _say(self.request, say_over())
+        if (response := choose(self.request, found)) is not None:
+            return response
+        assert found.decided is not None
+        return _say(self.request, say_decided(found.decided, _moment(found.until), found.by_text))
+
+
 def again(request: HttpRequest) -> HttpResponse:
     """POST: send the OTP again. Too soon: nothing is sent, and the page says when."""
     if request.method != "POST":
@@ -333,7 +408,7 @@ def again(request: HttpRequest) -> HttpResponse:
     if asked.sending not in (Sending.SENT, None):
         return _say(request, say_not_sent(asked.sending), status=429)
     if asked.sent:
-        messages.info(request, _("The same one-time code is sent once more, if there is a phone for it."))
+        messages.info(request, _("The same one-time code is sent once more, if the code is registered."))
     elif asked.again_at is not None:
         messages.info(
             request, _("We asked for it just now. Please wait a minute, then you can ask once more.")
@@ -346,9 +421,12 @@ def done(request: HttpRequest) -> HttpResponse:
     standing = forgotten.look(request.session.get(SECRET), rules=rules())
     if standing is None or standing.decided is None:
         return redirect("recover")
-    until = timezone.localtime(standing.until).strftime("%H:%M %d/%m/%Y") if standing.until else ""
-    said = say_decided(standing.decided, until, standing.by_text)
+    said = say_decided(standing.decided, _moment(standing.until), standing.by_text)
     return _say(request, said, signs_in=standing.decided in GRANTED)
+
+
+def _moment(time: datetime | None) -> str:
+    return timezone.localtime(time).strftime("%H:%M %d/%m/%Y") if time else ""
 
 
 def choose(request: HttpRequest, found: Proved) -> HttpResponse | None:

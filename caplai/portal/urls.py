@@ -23,6 +23,7 @@ urlpatterns = [
     path("recover/", recover.Start.as_view(), name="recover"),
     path("recover/send/", recover.send, name="recover_send"),
     path("recover/otp/", recover.Otp.as_view(), name="recover_otp"),
+    path("recover/link/", recover.FromLink.as_view(), name="recover_link"),
     path("recover/again/", recover.again, name="recover_again"),
     path("recover/done/", recover.done, name="recover_done"),
     path("account/passkeys/", passkeys.shown, name="account_passkeys"),

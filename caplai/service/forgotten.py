@@ -27,11 +27,12 @@ from django.db import connection, transaction
 from caplai.domain import msisdn, otp
 from caplai.domain.grammar import Reissue
 from caplai.domain.issuing import new_case_ids
-from caplai.domain.otp import Budget, Budgets, Sending, Spent
+from caplai.domain.otp import Budget, Budgets, Channel, Sending, Spent
 from caplai.domain.policy import GRANTED, Outcome
 from caplai.domain.policy import decide as decide_reissue
-from caplai.service import credentials, keys, locks
+from caplai.service import credentials, forgotten_mail, keys, locks, mail
 from caplai.service import requests as reissues
+from caplai.service.addresses import Confirmed
 from caplai.service.ledger import gather
 from caplai.service.reissue import reissue
 from caplai.service.requests import ReplyTo, Request
@@ -43,8 +44,8 @@ from caplai.watch import metrics
 
 log = logging.getLogger(__name__)
 
-CHANNEL = "web"
-"""The channel of the cases that are opened here."""
+_OPENS_AS = {Channel.SMS: "web", Channel.EMAIL: "email"}
+"""The channel of the cases that are opened here, by the way that the OTP went."""
 ALARM = "otp_alarm"
 """The switch that says which budget was used up, until when it is not told again."""
 _ALARM_LASTS = timedelta(hours=1)
@@ -78,6 +79,7 @@ class Rules:
     signin: credentials.Rules
     budgets: Budgets
     lifetime: timedelta
+    mail_lifetime: timedelta
     wording: str
     """Of the OTP's text."""
     granted: str
@@ -86,10 +88,12 @@ class Rules:
     sender: str
     choose_at_once: bool
 
-    @property
-    def can_send(self) -> bool:
-        """Whether any link takes messages that answer none."""
-        return self.reissue.mt_link is not None
+    def can_send(self, channel: Channel) -> bool:
+        """Whether any link takes messages that answer none; whether there is a mail server."""
+        return mail.is_on() if channel is Channel.EMAIL else self.reissue.mt_link is not None
+
+    def lasts(self, channel: Channel) -> timedelta:
+        return self.mail_lifetime if channel is Channel.EMAIL else self.lifetime
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -127,6 +131,7 @@ class Asked:
 class Standing:
     """How a request stands, for the browser that made it. It is the same for codes known and unknown."""
 
+    channel: Channel
     expires_at: datetime
     again_at: datetime | None
     """When the OTP may be sent again; None: no more."""
@@ -149,11 +154,14 @@ class Proved:
     retry_at: datetime | None = None
     login: Login | None = None
     case_id: UUID | None = None
+    until: datetime | None = None
+    """With OVER_LIMIT: until when; and whether a text would be answered now."""
+    by_text: bool = False
 
 
 _RECOVERY = (
-    "id, code, phone, network, key, version, created_at, expires_at, tries, asks, asked_at, ended_at, ended_as,"
-    " proved_at, outcome, until, by_text"
+    "id, code, channel, phone, addresses, network, key, version, created_at, expires_at, tries, asks, asked_at,"
+    " ended_at, ended_as, proved_at, outcome, until, by_text"
 )
 
 
@@ -163,7 +171,9 @@ class _Row:
 
     id: UUID
     code: str
+    channel: Channel
     phone: str | None
+    addresses: bytes | None
     network: str
     key: str
     version: int
@@ -183,11 +193,14 @@ class _Row:
         return self.ended_at is None and self.expires_at > now
 
 
-def ask(code: str, asker: Asker, *, secret: str | None, rules: Rules) -> Asked:
-    """Begin a request for this code (ten digits) and send its OTP to the registered phone, if there is one.
+def ask(
+    code: str, asker: Asker, *, secret: str | None, rules: Rules, channel: Channel = Channel.SMS
+) -> Asked:
+    """Begin a request for this code (ten digits) and send its OTP to the registered phone, or to the confirmed e-mail
+    addresses, if there are any.
 
-    `secret`: what this browser keeps of a request before. While that lives and is for the same code, this sends its
-    OTP again, or after less than the pause nothing (an impatient second click); else it ends.
+    `secret`: what this browser keeps of a request before. While that lives and is for the same, this sends its OTP
+    again, or after less than the pause nothing (an impatient second click); else it ends.
     """
     _insist_on_keys(rules)
     with _transaction() as conn:
@@ -195,7 +208,7 @@ def ask(code: str, asker: Asker, *, secret: str | None, rules: Rules) -> Asked:
         now, phone = _look_up(conn, code)
         _lock(conn, code, phone, asker)
         old = _find(conn, secret)  # as it is under the locks
-        if old is not None and old.lives(now) and old.code == code:
+        if old is not None and old.lives(now) and (old.code, old.channel) == (code, channel):
             return _again(conn, old, asker, rules)
         if old is not None:
             conn.execute(
@@ -203,32 +216,38 @@ def ask(code: str, asker: Asker, *, secret: str | None, rules: Rules) -> Asked:
                 " where id = %s and ended_at is null",
                 [old.id],
             )
-        facts = _gather(conn, code, asker, rules)
-        sending = _decide(conn, facts, rules)
+        facts = _gather(conn, code, asker, rules, channel)
+        sending = _decide(conn, facts, rules, channel)
         if sending is not Sending.SENT:
             return Asked(sending)
         secret = secrets.token_urlsafe(32)
         id_ = next(new_case_ids())
-        is_told = facts.is_told(rules)
+        phone, addresses = _recipients(facts, code, rules, channel)
         conn.execute(
-            "insert into recovery (id, code, channel, phone, network, prefix, secret_hash, key, version, created_at,"
-            " expires_at, asked_at, sends) values (%s, %s, 'sms', %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+            "insert into recovery (id, code, channel, phone, addresses, network, prefix, secret_hash, key, version,"
+            " created_at, expires_at, asked_at, sends)"
+            " values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
             [
                 id_,
                 code,
-                facts.phone if is_told else None,
+                channel.value,
+                phone,
+                forgotten_mail.fingerprint(addresses),
                 asker.network,
                 asker.prefix,
                 _hash(secret),
                 facts.key or rules.reissue.keyring().active,
                 otp.VERSION,
                 facts.now,
-                facts.now + rules.lifetime,
+                facts.now + rules.lasts(channel),
                 facts.now,
-                int(is_told),
+                int(bool(phone or addresses)),
             ],
         )
-        _send(conn, id_, facts.phone if is_told else None, facts.now + rules.lifetime, rules)
+        if channel is Channel.EMAIL:
+            forgotten_mail.send(id_, code, addresses, rules.lasts(channel))
+        else:
+            _send(conn, id_, phone, facts.now + rules.lasts(channel), rules)
         return Asked(sending, secret, facts.now + rules.budgets.pause, sent=True)
 
 
@@ -258,6 +277,7 @@ def look(secret: str | None, *, rules: Rules) -> Standing | None:
         now = _now(conn)
     may_again = row.asks < rules.budgets.sends and row.lives(now)
     return Standing(
+        channel=row.channel,
         expires_at=row.expires_at,
         again_at=row.asked_at + rules.budgets.pause if may_again else None,
         tries=otp.TRIES - row.tries,
@@ -284,7 +304,7 @@ def prove(secret: str | None, typed: str, asker: Asker, *, rules: Rules) -> Prov
         _lock(conn, row.code, phone, asker, site=False)
         row = _find(conn, secret)
         assert row is not None
-        facts = _gather(conn, row.code, asker, rules)
+        facts = _gather(conn, row.code, asker, rules, row.channel)
         if not row.lives(facts.now):
             return Proved(Proof.OVER)
         if until := _throttled_until(facts, rules):
@@ -293,8 +313,32 @@ def prove(secret: str | None, typed: str, asker: Asker, *, rules: Rules) -> Prov
         if key is None:
             return Proved(Proof.TRY_AGAIN)
         right = otp.matches(key, otp.Inputs(row.version, row.id, row.code), typed)
-        if not (right and row.phone is not None and facts.is_reachable(rules) and facts.phone == row.phone):
+        if not (_is_theirs(row, facts) and facts.is_reachable(rules) and right):
             return _count_wrong(conn, row, facts, asker)
+        return _reissue(conn, row, facts, rules)
+
+
+def prove_link(token: str, asker: Asker, *, rules: Rules) -> Proved:
+    """Open the link of an e-mail, in whatever browser. It may be opened again until a password is chosen, for the first
+    time may have been a mail program's.
+
+    Its 128 bits need no count of tries, and used-up guesses do not close it. OVER for anything that does not open.
+    """
+    _insist_on_keys(rules)
+    name = forgotten_mail.named_by(token, rules.signin.issuing.keys.values())
+    if name is None:
+        return Proved(Proof.OVER)
+    with _transaction() as conn:
+        row = _named(conn, name)
+        if row is None:
+            return Proved(Proof.OVER)
+        _, phone = _look_up(conn, row.code)
+        _lock(conn, row.code, phone, asker, site=False)
+        row = _named(conn, name)
+        assert row is not None
+        facts = _gather(conn, row.code, asker, rules, row.channel)
+        if not (_is_open_to_its_link(conn, row, facts) and _is_theirs(row, facts) and facts.approved):
+            return Proved(Proof.OVER)
         return _reissue(conn, row, facts, rules)
 
 
@@ -336,7 +380,8 @@ select t.now, coalesce((select (value->>'open')::bool from switch where name = '
        (select count(*) from (select from guess g where g.at > t.now - interval '1 minute' limit %(minute)s) x),
        array(select g.at from guess g where g.network = %(network)s and g.at > t.now - %(network_window)s
            order by g.at desc limit %(network_failures)s),
-       (select coalesce(sum(asks), 0)::int from recovery where code = %(code)s and created_at > t.now - %(day)s),
+       (select coalesce(sum(asks), 0)::int from recovery where code = %(code)s and created_at > t.now - %(day)s
+           and channel = %(channel)s),
        (select coalesce(sum(sends), 0)::int from recovery where phone = a.phone and created_at > t.now - %(day)s),
        (select coalesce(sum(asks), 0)::int from recovery where network = %(network)s and created_at > t.now - %(day)s),
        (select coalesce(sum(asks), 0)::int from recovery where prefix = %(prefix)s and created_at > t.now - %(hour)s),
@@ -349,17 +394,18 @@ cross join lateral (
     select coalesce(sum(sends), 0)::int as sent,
            count(*) filter (where sends > 0 and expires_at <= t.now)::int as settled,
            count(*) filter (where sends > 0 and expires_at <= t.now and proved_at is null)::int as unverified
-    from recovery where created_at > t.now - %(hour)s and channel = 'sms') s
+    from recovery where created_at > t.now - %(hour)s and channel = 'sms' and %(channel)s = 'sms') s
 """
 
 
-def _gather(conn: psycopg.Connection, code: str, asker: Asker, rules: Rules) -> _Facts:
+def _gather(conn: psycopg.Connection, code: str, asker: Asker, rules: Rules, channel: Channel) -> _Facts:
     signin = rules.signin
     keys.begin_opening(conn)
     row = conn.execute(
         _GATHER,
         {
             "code": code,
+            "channel": channel.value,
             "device": _hash(asker.device) if asker.device else None,
             "network": asker.network,
             "prefix": asker.prefix,
@@ -375,14 +421,14 @@ def _gather(conn: psycopg.Connection, code: str, asker: Asker, rules: Rules) -> 
     return _Facts(*row[:-7], Spent(*row[-7:]))  # type: ignore[call-arg]
 
 
-def _decide(conn: psycopg.Connection, facts: _Facts, rules: Rules) -> Sending:
+def _decide(conn: psycopg.Connection, facts: _Facts, rules: Rules, channel: Channel) -> Sending:
     """What is said to everybody who asks so; the alarm is raised where it must be."""
     budget = otp.exhausted(facts.spent, rules.budgets)
     if not facts.open:
         sending = Sending.CLOSED
     elif budget in (Budget.CODE, Budget.NETWORK):
         sending = Sending.TOO_MANY
-    elif budget is not None or not rules.can_send:
+    elif budget is not None or not rules.can_send(channel):
         sending = Sending.BUSY
     else:
         sending = Sending.SENT
@@ -393,23 +439,38 @@ def _decide(conn: psycopg.Connection, facts: _Facts, rules: Rules) -> Sending:
 
 
 def _again(conn: psycopg.Connection, row: _Row, asker: Asker, rules: Rules) -> Asked:
-    facts = _gather(conn, row.code, asker, rules)
+    facts = _gather(conn, row.code, asker, rules, row.channel)
     again_at = row.asked_at + rules.budgets.pause
     if row.asks >= rules.budgets.sends:
         return Asked(Sending.SENT)
     if again_at > facts.now:
         return Asked(Sending.SENT, again_at=again_at)
-    sending = _decide(conn, facts, rules)
+    sending = _decide(conn, facts, rules, row.channel)
     if sending is not Sending.SENT:
         return Asked(sending)
-    # To the phone of the first one, or to none: what is proved by it is that phone.
-    is_told = facts.is_told(rules) and row.phone is not None and row.phone == facts.phone
+    # To those of the first one, or to nobody: what is proved by it is them.
+    phone, addresses = _recipients(facts, row.code, rules, row.channel)
+    if phone != row.phone or forgotten_mail.fingerprint(addresses) != row.addresses:
+        phone, addresses = None, []
     conn.execute(
         "update recovery set asks = asks + 1, sends = sends + %s, asked_at = %s where id = %s",
-        [int(is_told), facts.now, row.id],
+        [int(bool(phone or addresses)), facts.now, row.id],
     )
-    _send(conn, row.id, row.phone if is_told else None, row.expires_at, rules)
+    if row.channel is Channel.EMAIL:
+        forgotten_mail.send(row.id, row.code, addresses, row.expires_at - facts.now)
+    else:
+        _send(conn, row.id, phone, row.expires_at, rules)
     return Asked(sending, again_at=facts.now + rules.budgets.pause, sent=True)
+
+
+def _recipients(
+    facts: _Facts, code: str, rules: Rules, channel: Channel
+) -> tuple[str | None, list[Confirmed]]:
+    """Whom the OTP goes to: a phone, or addresses; for others nobody."""
+    if channel is Channel.EMAIL:
+        addresses = forgotten_mail.reached(code)
+        return None, addresses if facts.approved else []
+    return facts.phone if facts.is_told(rules) else None, []
 
 
 _WORDING = """
@@ -482,6 +543,27 @@ def _throttled_until(facts: _Facts, rules: Rules) -> datetime | None:
     return facts.failures[limit - 1] + signin.network_window if len(facts.failures) >= limit else None
 
 
+def _is_theirs(row: _Row, facts: _Facts) -> bool:
+    """Whether it was sent at all, and those that it was sent to are still the owner's."""
+    if row.channel is Channel.EMAIL:
+        addresses = forgotten_mail.fingerprint(forgotten_mail.reached(row.code))
+        return row.addresses is not None and bytes(row.addresses) == addresses
+    return row.phone is not None and row.phone == facts.phone
+
+
+def _is_open_to_its_link(conn: psycopg.Connection, row: _Row, facts: _Facts) -> bool:
+    if row.channel is not Channel.EMAIL or row.expires_at <= facts.now:
+        return False
+    if row.ended_as == "proved":
+        found = conn.execute(
+            "select exists (select from reissue_case where account = %s and ended_at is null"
+            " and expires_at > %s and opened_at <= %s)",
+            [row.code, facts.now, row.proved_at],
+        ).fetchone()
+        return bool(found and found[0])
+    return row.ended_as in (None, "tried_out")
+
+
 def _count_wrong(conn: psycopg.Connection, row: _Row, facts: _Facts, asker: Asker) -> Proved:
     conn.execute(
         "insert into guess (account, device, network) values (%s, %s, %s)",
@@ -497,26 +579,26 @@ def _count_wrong(conn: psycopg.Connection, row: _Row, facts: _Facts, asker: Aske
 
 
 def _reissue(conn: psycopg.Connection, row: _Row, facts: _Facts, rules: Rules) -> Proved:
-    assert row.phone is not None and rules.reissue.mt_link is not None
-    family = conn.execute("select count(*) from account where phone = %s", [row.phone]).fetchone()
+    assert facts.phone is not None
+    phone, chooses = facts.phone, rules.choose_at_once or row.channel is Channel.EMAIL
+    family = conn.execute("select count(*) from account where phone = %s", [phone]).fetchone()
     assert family is not None
     request = Request(
         command=Reissue(row.code),
-        channel=CHANNEL,
-        phone=row.phone,
+        channel=_OPENS_AS[row.channel],
+        phone=phone,
         source="",
-        reply_to=ReplyTo(rules.reissue.mt_link, rules.sender, msisdn.digits(row.phone)),
+        reply_to=ReplyTo(rules.reissue.mt_link or "", rules.sender, msisdn.digits(phone)),
         wording=rules.granted_family if family[0] > 1 else rules.granted,
-        tells_grants=not rules.choose_at_once,
+        tells_grants=not chooses,
         tells_refusals=False,
     )
     [decision] = reissue(conn, [request], rules.reissue)
-    by_text = decision.outcome is Outcome.OVER_LIMIT and _would_be_granted(conn, row.code, row.phone, rules)
+    by_text = decision.outcome is Outcome.OVER_LIMIT and _would_be_granted(conn, row.code, phone, rules)
     conn.execute(
-        "update recovery set proved_at = %(now)s, ended_at = %(now)s, ended_as = 'proved', outcome = %(outcome)s,"
-        " until = %(until)s, by_text = %(by_text)s where id = %(id)s",
+        "update recovery set proved_at = clock_timestamp(), ended_at = clock_timestamp(), ended_as = 'proved',"
+        " outcome = %(outcome)s, until = %(until)s, by_text = %(by_text)s where id = %(id)s",
         {
-            "now": facts.now,
             "outcome": str(decision.outcome),
             "until": decision.until,
             "by_text": by_text,
@@ -525,14 +607,16 @@ def _reissue(conn: psycopg.Connection, row: _Row, facts: _Facts, rules: Rules) -
     )
     metrics.decisions.labels(str(decision.outcome)).inc()
     login = case_id = None
-    if rules.choose_at_once and decision.outcome in GRANTED:
+    if chooses and decision.outcome in GRANTED:
         login = credentials.login_of(row.code)
         found = conn.execute(
             "select id from reissue_case where account = %s and ended_at is null", [row.code]
         ).fetchone()
         assert found is not None
         case_id = found[0]
-    return Proved(Proof.DONE, decision.outcome, login=login, case_id=case_id)
+    return Proved(
+        Proof.DONE, decision.outcome, login=login, case_id=case_id, until=decision.until, by_text=by_text
+    )
 
 
 def _would_be_granted(conn: psycopg.Connection, code: str, phone: str, rules: Rules) -> bool:
@@ -562,7 +646,19 @@ def _find(conn: psycopg.Connection, secret: str | None) -> _Row | None:
         f"select {_RECOVERY} from recovery where secret_hash = %s",  # noqa: S608 - names of columns
         [_hash(secret or "")],
     ).fetchone()
-    return _Row(*found) if found else None
+    return _row(found)
+
+
+def _named(conn: psycopg.Connection, id_: UUID) -> _Row | None:
+    return _row(conn.execute(f"select {_RECOVERY} from recovery where id = %s", [id_]).fetchone())  # noqa: S608
+
+
+def _row(found: tuple[Any, ...] | None) -> _Row | None:
+    if found is None:
+        return None
+    row = _Row(*found)
+    row.channel = Channel(row.channel)
+    return row
 
 
 def _look_up(conn: psycopg.Connection, code: str) -> tuple[datetime, str | None]:

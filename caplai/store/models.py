@@ -250,7 +250,11 @@ class Recovery(models.Model):
     id = models.UUIDField(primary_key=True, help_text="128 random bits.")
     code = Text(help_text="As it was asked for, known or not.")
     channel = Text(choices=Channel.choices)
-    phone = Text(null=True, help_text="Where the OTP went; empty where none was sent.")
+    phone = Text(null=True, help_text="Where the OTP went; empty where none was sent by SMS.")
+    addresses = models.BinaryField(
+        null=True,
+        help_text="SHA-256 of the e-mail addresses that it was mailed to; empty where there were none.",
+    )
     network = Text()
     prefix = Text(help_text="The network's neighbourhood: an IPv4 /24, an IPv6 /48.")
     secret_hash = models.BinaryField(unique=True, help_text="SHA-256 of what the asking browser keeps.")

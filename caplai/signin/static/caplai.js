@@ -7,6 +7,12 @@ for (const box of document.querySelectorAll("[data-reveals]")) {
   box.addEventListener("change", () => { field.type = box.checked ? "text" : "password"; });
   field.form.addEventListener("submit", () => { field.type = "password"; });
 }
+for (const field of document.querySelectorAll("[data-fragment]")) {
+  if (location.hash.length < 2) continue;
+  field.value = location.hash.slice(1); // a secret of a mail's link: no server has seen it yet
+  field.closest(".field").hidden = true;
+  history.replaceState(null, "", location.pathname);
+}
 for (const form of document.forms) {
   form.addEventListener("submit", (event) => {
     if (form.dataset.sent) event.preventDefault(); // an impatient second click

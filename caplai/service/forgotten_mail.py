@@ -1,0 +1,86 @@
+"""The e-mail of a forgotten password: six digits for the page that asked, and a link that needs none of it.
+
+Both are derived with the request's issuing key when the mail is written, and stand in no table. It goes to every
+confirmed address of the account, and to nothing else; no password is ever mailed.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from datetime import timedelta
+from uuid import UUID
+
+from django.utils.translation import gettext as _
+
+from caplai.domain import capability, otp
+from caplai.domain.letters import Code, Link, Part
+from caplai.service import mail
+from caplai.service.addresses import Confirmed, confirmed
+from caplai.service.mail import Site
+from caplai.store.keyring import KeyringError
+from caplai.store.mails import Due
+
+KIND = "recover"
+LABEL = "recover"
+"""What the token of the link is good for (domain/capability.py)."""
+PAGE = "/recover/link/"
+
+
+def reached(code: str) -> list[Confirmed]:
+    """Whom a mail for this code goes to; the same statements for a code that nobody has."""
+    return confirmed(code)
+
+
+def fingerprint(addresses: Iterable[Confirmed]) -> bytes | None:
+    """What is remembered of the addresses that a mail went to: who has one that was taken away since proves nothing."""
+    found = sorted(address.email.casefold() for address in addresses)
+    return hashlib.sha256("\n".join(found).encode()).digest() if found else None
+
+
+def send(recovery: UUID, code: str, addresses: Iterable[Confirmed], lasting: timedelta) -> None:
+    """Queue the mail to each of them, in the caller's transaction."""
+    mail.post_to_each(KIND, code, [each.id for each in addresses], about=recovery, lasting=lasting)
+
+
+def named_by(token: str, keys: Iterable[bytes]) -> UUID | None:
+    """The request that a link's token was made for."""
+    return capability.name_of(keys, LABEL, token)
+
+
+@mail.kind(KIND)
+def _write(due: Due, site: Site) -> Part | None:
+    assert site.conn is not None and due.about is not None
+    row = site.conn.execute(
+        "select key, version, code, extract(epoch from expires_at - created_at)::int from recovery"
+        " where id = %s and (ended_at is null or ended_as = 'tried_out') and expires_at > clock_timestamp()",
+        [due.about],
+    ).fetchone()
+    if row is None:
+        return None
+    name, version, code, seconds = row
+    key = site.keys.ring("issuing").get(name)
+    if key is None:
+        raise KeyringError("this host lacks an issuing key")
+    digits = otp.derive(key, otp.Inputs(version, due.about, code))
+    token = capability.token(key, LABEL, due.about)
+    return Part(
+        _("Choose a new password"),
+        [
+            _(
+                "Somebody, probably you, forgot the password of the public service account that ends in %(end)s."
+            )
+            % {"end": code[-4:]},
+            _("Open this link to choose a new one:"),
+            Link(_("Choose a new password"), f"{site.url}{PAGE}#{token}"),
+            _("Or type these digits on the page where you asked for this mail:"),
+            Code(digits),
+            _("Both hold for %(time)s, and only once. Give them to nobody.") % {"time": _length(seconds)},
+            _("If it was not you, there is nothing to do: nothing has changed."),
+        ],
+    )
+
+
+def _length(seconds: int) -> str:
+    hours, minutes = seconds // 3600, seconds // 60
+    if seconds % 3600:
+        return _("%(count)s minutes") % {"count": minutes}
+    return _("%(count)s hours") % {"count": hours}

@@ -1,0 +1,175 @@
+"""Quên mật khẩu by e-mail: a link, or six digits, to confirmed addresses; then a password is chosen, never mailed."""
+
+import pytest
+from django.test import Client
+
+from caplai.domain.otp import Channel, Sending
+from caplai.portal import recover
+from caplai.service.forgotten import Asker, Proof, again, ask, prove, prove_link
+from caplai.store.models import Account, Address, Case, Guess, Mail, Recovery
+from tests.mailbox import code_in, link_in, text_of
+from tests.portal.forgetting import another, read_phone, rules_with
+from tests.portal.test_recover import words
+from tests.service.test_forgotten import later
+from tests.signin.conftest import App, is_in
+
+pytestmark = pytest.mark.django_db(transaction=True)
+ASKER = Asker("203.0.113.7")
+PASSWORD = "con mèo trèo cây cau"
+MAIL = "lan@example.vn"
+
+
+@pytest.fixture
+def rules(post, monkeypatch):
+    changed = rules_with()
+    monkeypatch.setattr(recover, "rules", lambda: changed)
+    return changed
+
+
+@pytest.fixture
+def browser(rules) -> Client:
+    return Client()
+
+
+def send(browser, code):
+    ways = browser.post("/recover/", {"code": code}).content.decode()
+    assert 'name="channel" value="email"' in ways
+    return browser.post("/recover/send/", {"code": code, "channel": "email"}, follow=True)
+
+
+def token_in(message):
+    page, _, token = link_in(message).partition("#")
+    assert page == "https://caplai.example.vn/recover/link/"
+    return token
+
+
+def test_the_link_opens_the_page_that_chooses_a_password_in_whatever_browser(browser, post, citizen):
+    send(browser, citizen.code)
+    message = post.newest(MAIL)
+    text = text_of(message)
+    assert citizen.code not in text and citizen.phone not in text and "5678" in text
+    assert "24 giờ" in text and "24 hours" in text
+    token = token_in(message)
+    for _ in range(2):  # a second time, for the first one may have been a mail program's
+        other = Client()
+        assert 'name="token"' in other.get("/recover/link/").content.decode()
+        page = other.post("/recover/link/", {"token": token}, follow=True)
+        assert page.redirect_chain == [("/choose-password/", 302)]
+    case = Case.objects.get()
+    assert (case.channel, case.texts) == ("email", 0) and read_phone() == []
+    other.post("/choose-password/", {"new_password": PASSWORD}, follow=True)
+    assert is_in(other)
+    assert Case.objects.get().ended_as == "used"
+    for late in (Client(), other):
+        page = late.post("/recover/link/?lang=en", {"token": token})
+        assert "This one-time code is over" in page.content.decode()
+    assert not any(PASSWORD in text_of(each) for _, each in post.deliver().mails)
+
+
+def test_the_digits_do_the_same_on_the_page_that_asked(browser, post, citizen):
+    page = send(browser, citizen.code)
+    assert page.redirect_chain == [("/recover/otp/", 302)]
+    code = code_in(post.newest(MAIL))
+    assert "còn lại: 2" in browser.post("/recover/otp/", {"otp": another(code)}).content.decode()
+    page = browser.post("/recover/otp/", {"otp": f"{code[:3]} {code[3:]}"}, follow=True)
+    assert page.redirect_chain == [("/choose-password/", 302)]
+
+
+def test_every_code_is_answered_with_the_same_words_and_only_confirmed_addresses_get_a_mail(
+    rules, post, citizen
+):
+    Account.objects.create(code="0000000001", phone="+84327000601", email="a@example.vn", state="pending")
+    Account.objects.create(code="0000000002", phone="+84327000602", state="approved")
+    Address.objects.create(account="0000000002", email="b@example.vn")  # not confirmed
+    Address.objects.create(account=citizen.code, email="c@example.vn", confirmed_at="2026-01-01T00:00Z")
+    seen = set()
+    for code in (citizen.code, "0000000001", "0000000002", "9999999999"):
+        browser = Client()
+        heard = [words(send(browser, code), code), words(browser.post("/recover/again/", follow=True), code)]
+        heard += [words(browser.post("/recover/otp/", {"otp": "x"}), code) for _ in range(4)]
+        seen.add(tuple(heard))
+    assert len(seen) == 1
+    assert sorted(to for to, _ in post.deliver().mails) == ["c@example.vn", MAIL]
+
+
+def test_neither_digits_nor_token_are_in_the_database(browser, post, citizen):
+    from django.db import connection
+
+    send(browser, citizen.code)
+    message = post.newest(MAIL)
+    with connection.cursor() as cursor:
+        for table in ("recovery", "mail", "event", "django_session"):
+            cursor.execute(f"select coalesce(string_agg(t::text, ' '), '') from {table} t")
+            found = cursor.fetchone()[0]
+            assert code_in(message) not in found and token_in(message) not in found, table
+
+
+def test_an_address_that_was_taken_away_since_proves_nothing(rules, post, citizen):
+    asked = ask(citizen.code, ASKER, secret=None, rules=rules, channel=Channel.EMAIL)
+    message = post.newest(MAIL)
+    Account.objects.update(email="other@example.vn")
+    assert prove(asked.secret, code_in(message), ASKER, rules=rules).proof is Proof.WRONG
+    assert prove_link(token_in(message), ASKER, rules=rules).proof is Proof.OVER
+    later(seconds=61)
+    assert again(asked.secret, ASKER, rules=rules).sent
+    assert post.deliver().to("other@example.vn") == []
+
+
+def test_it_lives_a_day_and_the_same_digits_come_again(rules, post, citizen):
+    asked = ask(citizen.code, ASKER, secret=None, rules=rules, channel=Channel.EMAIL)
+    first = post.newest(MAIL)
+    later(seconds=61)
+    assert again(asked.secret, ASKER, rules=rules).sent
+    assert code_in(post.newest(MAIL)) == code_in(first) and len(post.box.to(MAIL)) == 2
+    later(hours=23, minutes=58)
+    assert prove_link(token_in(first), ASKER, rules=rules).proof is Proof.DONE
+    later(minutes=2)
+    assert prove_link(token_in(first), ASKER, rules=rules).proof is Proof.OVER
+
+
+def test_used_up_guesses_close_the_digits_and_not_the_link(rules, post, citizen):
+    asked = ask(citizen.code, ASKER, secret=None, rules=rules, channel=Channel.EMAIL)
+    message = post.newest(MAIL)
+    Guess.objects.bulk_create(Guess(account=citizen.code, network="x") for _ in range(20))
+    assert prove(asked.secret, code_in(message), ASKER, rules=rules).proof is Proof.WRONG
+    assert prove_link(token_in(message), ASKER, rules=rules).proof is Proof.DONE
+
+
+@pytest.mark.parametrize("token", ["", "x", "\ud800", "A" * 43, "é" * 43])
+def test_a_token_that_is_none_opens_nothing(rules, db, token):
+    assert prove_link(token, ASKER, rules=rules).proof is Proof.OVER
+
+
+def test_sms_and_mail_have_a_day_each_and_mails_spend_no_sms(rules, post, citizen):
+    for n in range(5):
+        sent = ask(citizen.code, ASKER, secret=None, rules=rules, channel=Channel.EMAIL)
+        assert sent.sending is Sending.SENT, n
+    assert (
+        ask(citizen.code, ASKER, secret=None, rules=rules, channel=Channel.EMAIL).sending is Sending.TOO_MANY
+    )
+    assert ask(citizen.code, ASKER, secret=None, rules=rules).sending is Sending.SENT
+    full = rules_with(budgets={"site_hour": 1})
+    assert ask("9999999999", ASKER, secret=None, rules=full).sending is Sending.BUSY
+    assert ask("9999999999", ASKER, secret=None, rules=full, channel=Channel.EMAIL).sending is Sending.SENT
+
+
+def test_without_a_mail_server_the_way_is_not_offered(transactional_db, monkeypatch, citizen):
+    changed = rules_with()
+    monkeypatch.setattr(recover, "rules", lambda: changed)
+    assert 'value="email"' not in Client().post("/recover/", {"code": citizen.code}).content.decode()
+    page = Client().post("/recover/send/", {"code": citizen.code, "channel": "email"})
+    assert page.status_code == 429 and not Recovery.objects.exists() and not Mail.objects.exists()
+
+
+def test_the_app_does_it_too(rules, post, citizen):
+    app = App()
+    assert app.call("GET", "auth/recover").json()["data"]["ways"]["email"]
+    asked = app.call("POST", "auth/recover", {"code": citizen.code, "channel": "email"})
+    assert asked.json()["data"]["request"]["channel"] == "email"
+    assert app.call("POST", "auth/recover", {"code": citizen.code, "channel": "fax"}).status_code == 400
+    other = App()
+    answer = other.call("POST", "auth/recover/link", {"token": token_in(post.newest(MAIL))})
+    assert answer.status_code == 401
+    assert {"id": "choose_password", "is_pending": True} in answer.json()["data"]["flows"]
+    assert other.choose(PASSWORD).status_code == 200
+    assert app.call("POST", "auth/recover/link", {"token": "x"}).status_code == 409
