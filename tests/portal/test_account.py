@@ -257,7 +257,7 @@ def test_pages_leave_nothing_out_and_repeat_nothing(signed_in, login):
     seen, before = [], ""
     while True:
         page = signed_in.get(f"/account/history/{before}").content.decode()
-        times = re.findall(r'<time datetime="([^"]+)"', page)
+        times = re.findall(r'<time[^>]* datetime="([^"]+)"', page)
         assert len(times) <= 22
         seen += times
         if not (older := re.search(r'href="(\?before=\d+)"', page)):
