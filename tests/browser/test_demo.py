@@ -51,13 +51,13 @@ def test_a_citizen_gets_back_in(demo, chromium, look, size, language, script, ci
     assert page.url.startswith(f"{demo['pages']}login/")
     page.get_by_label("Mã số BHXH" if vi else "Social insurance code").fill(code)
     page.get_by_label("Mật khẩu" if vi else "Password", exact=True).fill("not it")
-    page.get_by_role("button", name="Đăng nhập" if vi else "Sign in").click()
+    page.get_by_role("button", name="Đăng nhập" if vi else "Sign in", exact=True).click()
     page.wait_for_function("start => document.title.startsWith(start)", arg="Lỗi" if vi else "Error")
     look(page, "wrong")
     page.get_by_label("Mã số BHXH" if vi else "Social insurance code").fill(code)
     page.get_by_label("Mật khẩu" if vi else "Password", exact=True).fill(issued)
     look(page, "sign-in")
-    page.get_by_role("button", name="Đăng nhập" if vi else "Sign in").click()
+    page.get_by_role("button", name="Đăng nhập" if vi else "Sign in", exact=True).click()
 
     # One page, one thing to do.
     page.wait_for_url("**/choose-password/")
@@ -73,7 +73,7 @@ def test_a_citizen_gets_back_in(demo, chromium, look, size, language, script, ci
     page.goto(f"{demo['pages']}login/")
     page.get_by_label("Mã số BHXH" if vi else "Social insurance code").fill(code)
     page.get_by_label("Mật khẩu" if vi else "Password", exact=True).fill("mot mat khau rieng")
-    page.get_by_role("button", name="Đăng nhập" if vi else "Sign in").click()
+    page.get_by_role("button", name="Đăng nhập" if vi else "Sign in", exact=True).click()
     page.wait_for_url(demo["pages"])
     assert code in page.inner_text("main")
     assert errors == []

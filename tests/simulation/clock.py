@@ -89,6 +89,7 @@ def virtual_time() -> Iterator[random.Random]:
     clock = types.SimpleNamespace(monotonic=lambda: asyncio.get_running_loop().time())
     others = {"time": clock, "datetime": _Datetime, "random": jitter}
     names = [name for _, name, _ in pkgutil.iter_modules(caplai.channels.__path__, "caplai.channels.")]
+    names.remove("caplai.channels.mail")  # a thread of the web server's, which needs Django
     replaced = []
     for module in map(importlib.import_module, names):
         for name, other in others.items():

@@ -20,8 +20,9 @@ BACK = "https://clinic.example.vn/back"
 
 
 @pytest.fixture(autouse=True)
-def signing_key(db):
-    """The key that signs: the tests' keyring begins without one."""
+def signing_key(db, monkeypatch):
+    """The key that signs: the tests' keyring begins without one, and other tests agree on theirs."""
+    monkeypatch.setattr(settings.KEYRING, "_agreed", None)
     if not settings.KEYRING.read().get("oidc"):
         settings.KEYRING.add("oidc")
 
