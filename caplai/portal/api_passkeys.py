@@ -22,7 +22,7 @@ from caplai.signin.passkeys import not_made
 from caplai.signin.passkeys_api import credential, given, refused
 
 
-class _Guarded(OfOwner):
+class Guarded(OfOwner):
     """An owner's endpoint, whose `guarded` methods want a fresh sign-in (else 403)."""
 
     guarded: ClassVar[tuple[str, ...]] = ()
@@ -30,11 +30,11 @@ class _Guarded(OfOwner):
     def handle(self, request: HttpRequest, *args, **kwargs) -> HttpResponseBase:
         if request.method in self.guarded and not is_fresh(request):
             message = _("You signed in more than 15 minutes ago. Sign in again.")
-            return _error(request, 403, "sign_in_again", message)
+            return error(request, 403, "sign_in_again", message)
         return super().handle(request, *args, **kwargs)
 
 
-class Passkeys(_Guarded):
+class Passkeys(Guarded):
     """GET: the list. POST {"credential"}: add what was made; 200 with it, 400, 401, 403, 409 (there are enough)."""
 
     http_method_names: ClassVar[list[str]] = ["get", "post"]
@@ -61,11 +61,11 @@ class Passkeys(_Guarded):
             case Adding.ADDED:
                 return APIResponse(request, data=_tell(webauthn.passkeys(request.user).last()))
             case Adding.TOO_MANY:
-                return _error(request, 409, "too_many", pages.too_many())
+                return error(request, 409, "too_many", pages.too_many())
         return UnauthorizedResponse(request)
 
 
-class Options(_Guarded):
+class Options(Guarded):
     """GET: what to make; 200, 401, 403, 404 (there are no passkeys at this address, or enough)."""
 
     http_method_names: ClassVar[list[str]] = ["get"]
@@ -75,7 +75,7 @@ class Options(_Guarded):
         return given(request, "creation_options", webauthn.creation_options(request, request.user))
 
 
-class Passkey(_Guarded):
+class Passkey(Guarded):
     """PUT {"name"}: rename it; 200, 400. DELETE: remove it; 200, 403, 409 (`kept`, `last_way_in`). Both 401, 404."""
 
     http_method_names: ClassVar[list[str]] = ["put", "delete"]
@@ -96,9 +96,9 @@ class Passkey(_Guarded):
             case Removing.UNKNOWN:
                 return APIResponse(request, status=404)
             case Removing.KEPT:
-                return _error(request, 409, "kept", pages.kept(request.user))
+                return error(request, 409, "kept", pages.kept(request.user))
             case Removing.LAST:
-                return _error(request, 409, "last_way_in", pages.last())
+                return error(request, 409, "last_way_in", pages.last())
         return UnauthorizedResponse(request)
 
 
@@ -112,7 +112,7 @@ def _tell(passkey: Authenticator) -> dict[str, object]:
     }
 
 
-def _error(request: HttpRequest, status: int, code: str, message: str) -> HttpResponse:
+def error(request: HttpRequest, status: int, code: str, message: str) -> HttpResponse:
     return APIResponse(request, status=status, errors=[{"code": code, "message": message}])
 
 

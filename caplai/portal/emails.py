@@ -72,13 +72,11 @@ class Confirm(FormView):
             case Confirming.ENDED:
                 return self.over()
             case Confirming.WRONG:
-                form.add_error("code", _("The code is not right. Look at the newest mail."))
+                form.add_error("code", wrong_code())
         return self.form_invalid(form)
 
     def over(self) -> HttpResponse:
-        messages.error(
-            self.request, _("The code has ended: too many tries, or too long ago. Add the address once more.")
-        )
+        messages.error(self.request, code_over())
         return redirect("account_email")
 
 
@@ -116,6 +114,14 @@ def refusal(adding: Adding) -> str:
         Adding.TOO_OFTEN: _("Enough codes were sent for today. Try again tomorrow."),
         Adding.OFF: _("No email can be sent just now."),
     }[adding]
+
+
+def wrong_code() -> str:
+    return _("The code is not right. Look at the newest mail.")
+
+
+def code_over() -> str:
+    return _("The code has ended: too many tries, or too long ago. Add the address once more.")
 
 
 def kept(code: str) -> str:

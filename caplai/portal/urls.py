@@ -18,6 +18,7 @@ urlpatterns = [
     path("account/email/confirm/", emails.Confirm.as_view(), name="account_email_confirm"),
     path("account/email/again/", emails.again, name="account_email_again"),
     path("account/email/<int:address_id>/remove/", emails.remove, name="account_email_remove"),
+    path("_allauth/app/v1/", include("caplai.portal.api_emails")),
     path("_allauth/app/v1/auth/", include("caplai.portal.api_recover")),
     path("_allauth/app/v1/account/passkeys", include("caplai.portal.api_passkeys")),
     path("recover/", recover.Start.as_view(), name="recover"),

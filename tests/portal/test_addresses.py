@@ -203,3 +203,34 @@ def test_no_code_and_no_address_in_logs_and_events_and_no_code_in_any_table(post
         rows = str(conn.execute(f"select t::text from {table} t").fetchall())
         assert code not in rows, table
         assert NEW not in rows or table == "address"
+
+
+def test_an_app_does_what_the_page_does(post, app, login, open_case):
+    assert app.call("GET", "account/emails").status_code == 401
+    app.sign_in(login.username, CHOSEN)
+    assert app.call("POST", "account/emails", {"email": "lan"}).status_code == 400
+    assert app.call("POST", "account/emails", {"email": "lan@example.vn"}).status_code == 409
+    sent = app.call("POST", "account/emails", {"email": NEW}).json()["data"]
+    assert sent["pending"] == {"email": NEW, "tries": 5}
+    code = code_in(post.newest(NEW))
+    refused = app.call("POST", "account/emails/confirm", {"code": wrong(code)})
+    assert (refused.status_code, refused.json()["errors"][0]["code"]) == (400, "wrong_code")
+    [_, added] = app.call("POST", "account/emails/confirm", {"code": code}).json()["data"]["addresses"]
+    assert (added["email"], added["kept_until"]) == (NEW, None)
+    assert app.call("POST", "account/emails/confirm", {"code": code}).status_code == 409
+    assert app.call("DELETE", "account/emails/999").status_code == 404
+    open_case()
+    Case.objects.update(ended_at=timezone.now(), ended_as="used")
+    assert app.call("DELETE", f"account/emails/{added['id']}").status_code == 409
+    Case.objects.all().delete()
+    left = app.call("DELETE", f"account/emails/{added['id']}").json()["data"]
+    assert [address["email"] for address in left["addresses"]] == ["lan@example.vn"]
+
+
+def test_an_app_whose_sign_in_is_old_is_asked_for_it_again(post, app, login, monkeypatch):
+    app.sign_in(login.username, CHOSEN)
+    real = time.time
+    monkeypatch.setattr("caplai.portal.access.time.time", lambda: real() + 16 * 60)
+    response = app.call("POST", "account/emails", {"email": NEW})
+    assert (response.status_code, response.json()["errors"][0]["code"]) == (403, "sign_in_again")
+    assert app.call("GET", "account/emails").status_code == 200

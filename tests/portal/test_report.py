@@ -199,3 +199,22 @@ def test_operators_list_and_lift_by_the_command_line(post, lan, monkeypatch):
     assert lifted.exit_code == 0, lifted.output
     assert run(accounts.accounts_hold_lift, [lan.username, "--by", "Thu Ha"]).exit_code != 0
     assert Hold.objects.get().lifted_by == "Thu Ha"
+
+
+def test_an_app_reports_by_session_or_by_the_link_s_token(post, lan, app):
+    tell(lan.username)
+    token = path_in(post.newest(OLD)).split("/")[2]
+    assert app.call("POST", "account/report").status_code == 401
+    for junk in ({}, {"token": 1}, {"token": token[:-1]}, {"token": "\ud800"}):
+        assert app.call("POST", "report", junk).status_code == 404
+    assert not Hold.objects.exists()
+    assert app.call("POST", "report", {"token": token}).status_code == 200
+    assert Hold.objects.get().by == "mail"
+    report.lift(lan.username, "Thu Ha")
+    lan.refresh_from_db()
+    lan.set_password(CHOSEN)
+    lan.save()
+    app.sign_in(lan.username, CHOSEN)
+    assert app.call("POST", "account/report").status_code == 401
+    assert Hold.objects.filter(lifted_at=None).get().by == "session"
+    assert not app.is_in

@@ -1,0 +1,136 @@
+"""The app's endpoints of an account's addresses, and of "this was not me": the pages of emails.py and report.py by the
+same verbs. docs/app-api.md.
+"""
+
+from typing import ClassVar
+
+from allauth.account.adapter import get_adapter
+from allauth.headless.base.response import UnauthorizedResponse
+from allauth.headless.constants import Client
+from allauth.headless.internal.restkit.response import APIResponse
+from django.http import HttpRequest, HttpResponse
+from django.urls import path
+from django.utils.translation import gettext as _
+
+from caplai.portal import emails as pages
+from caplai.portal.api_account import OfOwner
+from caplai.portal.api_passkeys import Guarded, error
+from caplai.portal.forms import AddressForm, CodeForm
+from caplai.portal.report import end_the_rest
+from caplai.service import addressbook, mail, report
+from caplai.service.addressbook import Adding, Confirming, Removing
+from caplai.service.addresses import confirmed
+from caplai.service.cooling import cooling_until
+from caplai.service.report import BY_MAIL, BY_SESSION
+from caplai.signin.api import Endpoint
+from caplai.signin.backend import rules
+
+_STATUS = {Adding.ALREADY: 409, Adding.TOO_MANY: 409, Adding.TOO_OFTEN: 429, Adding.OFF: 503}
+
+
+class Emails(Guarded):
+    """GET: the list. POST {"email"}: have a code sent to it (again); 200, 400, 401, 403, 409, 429, 503 (off)."""
+
+    http_method_names: ClassVar[list[str]] = ["get", "post"]
+    input_class: ClassVar = {"POST": AddressForm}
+    guarded = ("POST",)
+
+    def get(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
+        return _listed(request)
+
+    def post(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
+        adding = addressbook.add(request.user, self.input.cleaned_data["email"])
+        if adding is Adding.ENDED:
+            return UnauthorizedResponse(request)
+        if adding is not Adding.SENT:
+            return error(request, _STATUS[adding], adding.value, pages.refusal(adding))
+        return _listed(request)
+
+
+class Confirm(OfOwner):
+    """POST {"code"}: 200 with the list, 400 `wrong_code`, 409 `ended`."""
+
+    http_method_names: ClassVar[list[str]] = ["post"]
+    input_class = CodeForm
+
+    def post(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
+        peppers = rules().peppers.keys.values()
+        match addressbook.confirm(request.user, self.input.cleaned_data["code"], peppers):
+            case Confirming.CONFIRMED:
+                return _listed(request)
+            case Confirming.WRONG:
+                return error(request, 400, "wrong_code", pages.wrong_code())
+        return error(request, 409, "ended", pages.code_over())
+
+
+class Email(Guarded):
+    """DELETE: remove it; 200 with the list, 403, 404, 409 `kept`."""
+
+    http_method_names: ClassVar[list[str]] = ["delete"]
+    guarded = ("DELETE",)
+
+    def delete(self, request: HttpRequest, address_id: int, *args, **kwargs) -> HttpResponse:
+        match addressbook.remove(request.user, address_id):
+            case Removing.REMOVED:
+                return _listed(request)
+            case Removing.KEPT:
+                return error(request, 409, "kept", pages.kept(request.user.account_id))
+            case Removing.ENDED:
+                return UnauthorizedResponse(request)
+        return APIResponse(request, status=404)
+
+
+class Report(OfOwner):
+    """POST: "this was not me" of who is signed in; 401, for nobody is in any more."""
+
+    http_method_names: ClassVar[list[str]] = ["post"]
+
+    def post(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
+        report.report(request.user.account_id, BY_SESSION, None, end_the_rest)
+        get_adapter().logout(request)
+        return UnauthorizedResponse(request)
+
+
+class ReportByLink(Endpoint):
+    """POST {"token"} of a mail's link: 200, or 404 for one that is none or has ended."""
+
+    http_method_names: ClassVar[list[str]] = ["post"]
+
+    def post(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
+        token = self.data.get("token") if isinstance(self.data, dict) else None
+        link = report.link_of(token, rules().peppers.keys.values()) if isinstance(token, str) else None
+        if link is None:
+            message = _("This link has ended")
+            return error(request, 404, "ended", message)
+        report.report(link.account, BY_MAIL, link.case_id, end_the_rest)
+        return APIResponse(request)
+
+
+def _listed(request: HttpRequest) -> HttpResponse:
+    code = request.user.account_id
+    until, waiting = cooling_until(code), addressbook.pending(code)
+    addresses = [
+        {
+            "id": address.id,
+            "email": address.email,
+            "since": address.since.isoformat(),
+            "kept_until": until.isoformat()
+            if until and address.id and addressbook.is_kept(address.since, until)
+            else None,
+        }
+        for address in confirmed(code)
+    ]
+    pending = waiting and {"email": waiting.email, "tries": addressbook.TRIES - waiting.tries}
+    return APIResponse(request, data={"addresses": addresses, "pending": pending, "can_add": mail.is_on()})
+
+
+urlpatterns = [
+    path(name, view.as_api_view(client=Client.APP))
+    for name, view in {
+        "account/emails": Emails,
+        "account/emails/confirm": Confirm,
+        "account/emails/<int:address_id>": Email,
+        "account/report": Report,
+        "report": ReportByLink,
+    }.items()
+]
