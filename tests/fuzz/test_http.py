@@ -31,6 +31,14 @@ PATHS = [
     "/_allauth/app/v1/auth/session",
     "/_allauth/app/v1/auth/login",
     "/_allauth/app/v1/auth/choose_password",
+    "/.well-known/openid-configuration",
+    "/.well-known/jwks.json",
+    "/identity/o/authorize",
+    "/identity/o/api/token",
+    "/identity/o/api/userinfo",
+    "/identity/o/api/revoke",
+    "/identity/o/api/introspect",
+    "/account/apps/end/",
 ]
 METHODS = [*["GET", "POST", "POST"] * 4, "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "get", "FOO"]
 TYPES = [
