@@ -95,7 +95,7 @@ class Devices(OfOwner):
 
 
 class Device(OfOwner):
-    """DELETE: sign out of one and forget it; 404 if there is none (any more), or it is the one that asks."""
+    """DELETE: sign out of one and forget it; 200, or 404 if there is none (any more), or it is the one that asks."""
 
     http_method_names: ClassVar[list[str]] = ["delete"]
 

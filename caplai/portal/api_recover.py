@@ -28,7 +28,9 @@ from caplai.signin.context import how_to_get_a_password
 
 
 class Recover(Endpoint):
-    """GET: the ways, and how this session's request stands. POST {"code", "channel"}: have an OTP sent, or why not."""
+    """GET: the ways, and how this session's request stands. POST {"code", "channel"}: have an OTP sent; 200,
+    or why not: 400, 429, 503.
+    """
 
     http_method_names: ClassVar[list[str]] = ["get", "post"]
     input_class: ClassVar = {"POST": SendForm}

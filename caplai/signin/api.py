@@ -51,7 +51,7 @@ class Session(Endpoint, SessionView):
 
 
 class SignIn(Endpoint, LoginView):
-    """POST {"username", "password"}: 200, or 401 with the pending flow `choose_password`, or 400, 429, 503."""
+    """POST {"username", "password"}: 200, or 401 with the pending flow `choose_password`, or 400, 409, 429, 503."""
 
     input_class = LoginInput
     http_method_names: ClassVar[list[str]] = ["post"]

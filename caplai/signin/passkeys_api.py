@@ -24,7 +24,9 @@ from caplai.watch import metrics
 
 
 class SignIn(Endpoint):
-    """GET: what to ask the device for. POST {"credential"}: 200, 400 (not believed), 409 (somebody is in already)."""
+    """GET: what to ask the device for; 200, 404 (not at this address). POST {"credential"}: 200, 400 (not believed),
+    409 (somebody is in already).
+    """
 
     http_method_names: ClassVar[list[str]] = ["get", "post"]
 
@@ -43,7 +45,9 @@ class SignIn(Endpoint):
 
 
 class TakePasskey(Endpoint, AuthenticationStageAPIView):
-    """GET: what to make. POST {"credential"}: 200 as a sign-in, 400, 401 (nothing pending), 409 (the case ended)."""
+    """GET: what to make; 200, 404 (not at this address, or enough). POST {"credential"}: 200 as a sign-in, 400,
+    401 (nothing pending), 409 (the case ended).
+    """
 
     stage_class = ChoosePasswordStage
     http_method_names: ClassVar[list[str]] = ["get", "post"]
