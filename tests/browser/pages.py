@@ -1,0 +1,192 @@
+"""Every page of the citizen's: its name, as whom it is seen, and how one gets there.
+
+Whoever adds a page adds it here: then tests/browser/test_pages_look.py looks at it in both languages, on a phone and on
+a desktop, light and dark. tests/portal/test_every_page.py tells of a URL that is missing here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+from allauth.mfa.models import Authenticator
+from django.conf import settings
+from django.test import Client
+from django.urls import reverse
+from django.utils import timezone
+
+from caplai.domain.issuing import DIGITS, VERSION, Inputs, derive, new_case_ids
+from caplai.service import addressbook
+from caplai.store.models import Account, Case, Login
+from tests.signin.conftest import CHOSEN, sign_in
+
+Go = Callable[[object], None]
+
+
+@dataclass(frozen=True)
+class Page:
+    name: str
+    url: str
+    """The name of its URL, or a path."""
+    who: str = "stranger"
+    """A function of `People`."""
+    go: Go | None = None
+    """What is done in the browser once it is open, for pages that only a form leads to."""
+    status: int = 200
+    also: tuple[str, ...] = ()
+    """Names of other URLs that this page shows."""
+
+    @property
+    def path(self) -> str:
+        return self.url if self.url.startswith("/") else reverse(self.url)
+
+
+def submit(**fields: str) -> Go:
+    """Fill these fields, by their names, and send the page's first form."""
+
+    def go(page) -> None:
+        for name, value in fields.items():
+            page.fill(f"main [name={name}]", value)
+        with page.expect_navigation():
+            page.locator("main form button:visible").first.click()
+
+    return go
+
+
+def press(number: int) -> Go:
+    """Send the page's form of that number, from nought."""
+
+    def go(page) -> None:
+        with page.expect_navigation():
+            page.locator("main form button:visible").nth(number).click()
+
+    return go
+
+
+PAGES = [
+    Page("sign-in", "account_login"),
+    Page("sign-in-empty", "account_login", go=submit()),
+    Page("sign-in-wrong", "account_login", go=submit(username="0123456789", password="nhầm rồi")),
+    Page("choose", "choose_password", "newcomer", also=("take_passkey", "take_passkey_options")),
+    Page("choose-refused", "choose_password", "newcomer", go=lambda page: _choose(page, "12345678")),
+    Page("home", "home", "owner"),
+    Page("home-operator", "home", "operator"),
+    Page("addresses", "account_email", "owner", also=("account_email_remove",)),
+    Page("addresses-none", "account_email", "beginner"),
+    Page("address-add", "account_email_add", "owner"),
+    Page("address-add-wrong", "account_email_add", "owner", go=submit(email="lan@")),
+    Page("address-confirm", "account_email_confirm", "owner", also=("account_email_again",)),
+    Page("address-confirm-wrong", "account_email_confirm", "owner", go=submit(code="000000")),
+    Page("sign-in-again", "account_email_add", "of yesterday", status=403, also=("sign_in_again",)),
+    Page("not-found", "/khong-co/", status=404),
+    Page("bad-request", "/login/?x=" + "9" * 10, go=lambda page: _too_big(page), status=400),
+    Page("old-page", "account_login", go=lambda page: _without_cookies(page), status=403),
+    Page("offline", "offline"),
+]
+
+NO_PAGES = {
+    "account_logout": "by POST; leads to the sign-in",
+    "sign_in_by_passkey": "by POST, from the sign-in",
+    "sign_in_by_passkey_options": "JSON for passkeys.js",
+    "manifest": "JSON for the browser",
+    "service_worker": "a script",
+}
+"""URLs that show no page, and why."""
+
+
+def _choose(page, password: str) -> None:
+    page.fill("[name=new_password]", password)
+    with page.expect_navigation():
+        page.locator("form:has([name=new_password]) button:visible").first.click()
+
+
+def _without_cookies(page) -> None:
+    page.context.clear_cookies(name="csrftoken")
+    submit(username="0123456789", password="x")(page)
+
+
+def _too_big(page) -> None:
+    page.evaluate("document.querySelector('[name=username]').value = '9'.repeat(2700000)")
+    with page.expect_navigation():
+        page.locator("main form button:visible").first.click()
+
+
+class People:
+    """Those who look at the pages. Each function makes a browser that is in their state."""
+
+    def stranger(self) -> Client:
+        return Client()
+
+    def newcomer(self) -> Client:
+        """She has just signed in with the password of the text."""
+        account = self._account("0123456781")
+        return self._in(account.code, _issued(account))
+
+    def owner(self) -> Client:
+        """She has everything: addresses (one waits for its code), a passkey, a past."""
+        account = self._account("0123456782", email="lan.nguyen@vidu.example.vn")
+        login = self._login(account)
+        browser = self._in(account.code, CHOSEN)
+        _issued(account, ended=timezone.now() - timedelta(days=3))
+        addressbook.add(login, "nguyen.thi.lan.huong.1954@mailbox.example.com")
+        Authenticator.objects.create(
+            user=login, type="webauthn", data={"name": "Chrome, Android", "credential": {}}
+        )
+        return browser
+
+    def beginner(self) -> Client:
+        """She has a password, and nothing else."""
+        account = self._account("0123456783")
+        self._login(account)
+        return self._in(account.code, CHOSEN)
+
+    def of_yesterday(self) -> Client:
+        """She signed in long ago."""
+        account = self._account("0123456784")
+        self._login(account)
+        browser = self._in(account.code, CHOSEN)
+        session = browser.session
+        for record in session["account_authentication_methods"]:
+            record["at"] -= 3600
+        session.save()
+        return browser
+
+    def operator(self) -> Client:
+        login = Login(username="thu.ha", is_staff=True)
+        login.set_password(CHOSEN)
+        login.save()
+        return self._in(login.username, CHOSEN)
+
+    def _in(self, name: str, password: str) -> Client:
+        browser = Client()
+        assert sign_in(browser, name, password).status_code == 302
+        return browser
+
+    def _account(self, code: str, **more) -> Account:
+        return Account.objects.create(code=code, phone="+84327000686", state="approved", **more)
+
+    def _login(self, account: Account) -> Login:
+        login = Login(username=account.code, account=account)
+        login.set_password(CHOSEN)
+        login.save()
+        return login
+
+
+def _issued(account: Account, *, ended=None) -> str:
+    """A case of the account as a re-issue opens it, and the password of its text."""
+    ring = settings.KEYRING.ring("issuing")
+    now = timezone.now()
+    case = Case.objects.create(
+        account=account.code,
+        id=next(new_case_ids()),
+        phone=account.phone,
+        channel="sms",
+        key=ring.active,
+        version=VERSION,
+        length=6,
+        alphabet=DIGITS,
+        opened_at=ended or now,
+        expires_at=(ended or now) + timedelta(hours=24),
+        ended_at=ended,
+        ended_as="used" if ended else None,
+    )
+    return derive(ring.keys[ring.active], Inputs(VERSION, case.id, account.code, 6, DIGITS))
