@@ -17,6 +17,8 @@ from django.utils import timezone
 from caplai.domain.issuing import DIGITS, VERSION, Inputs, derive, new_case_ids
 from caplai.service import addressbook
 from caplai.store.models import Account, Case, Login
+from tests.portal.forgetting import otp_of, read_phone
+from tests.portal.oidc.conftest import Party
 from tests.signin.conftest import CHOSEN, sign_in
 
 Go = Callable[[object], None]
@@ -25,8 +27,8 @@ Go = Callable[[object], None]
 @dataclass(frozen=True)
 class Page:
     name: str
-    url: str
-    """The name of its URL, or a path."""
+    url: str | Callable[[], str]
+    """The name of its URL, a path, or what makes one."""
     who: str = "stranger"
     """A function of `People`."""
     go: Go | None = None
@@ -37,7 +39,8 @@ class Page:
 
     @property
     def path(self) -> str:
-        return self.url if self.url.startswith("/") else reverse(self.url)
+        url = self.url() if callable(self.url) else self.url
+        return url if url.startswith("/") else reverse(url)
 
 
 def submit(**fields: str) -> Go:
@@ -62,12 +65,43 @@ def press(number: int) -> Go:
     return go
 
 
+def then(*steps: Go) -> Go:
+    def go(page) -> None:
+        for step in steps:
+            step(page)
+
+    return go
+
+
+def asked_by_a_client(**changes) -> Callable[[], str]:
+    """The address that a client of OpenID Connect sends people to."""
+
+    def path() -> str:
+        if not settings.KEYRING.read().get("oidc"):
+            settings.KEYRING.add("oidc")
+        return Party().asks(**changes)
+
+    return path
+
+
+CODE = "0123456780"
+"""Nobody's."""
+_asked = then(submit(code=CODE), press(0))
+
 PAGES = [
     Page("sign-in", "account_login"),
     Page("sign-in-empty", "account_login", go=submit()),
     Page("sign-in-wrong", "account_login", go=submit(username="0123456789", password="nhầm rồi")),
     Page("choose", "choose_password", "newcomer", also=("take_passkey", "take_passkey_options")),
     Page("choose-refused", "choose_password", "newcomer", go=lambda page: _choose(page, "12345678")),
+    Page("recover", "recover"),
+    Page("recover-wrong", "recover", go=submit(code="12345")),
+    Page("recover-ways", "recover", go=submit(code=CODE)),
+    Page("recover-otp", "recover", go=_asked, also=("recover_send", "recover_otp", "recover_again")),
+    Page("recover-otp-wrong", "recover", go=then(_asked, submit(otp="12345"))),
+    Page("recover-otp-over", "recover", go=then(_asked, *[submit(otp="12345")] * 3)),
+    Page("recover-done", "recover_done", "proved"),
+    Page("recover-limit", "recover_done", "spent"),
     Page("home", "home", "owner"),
     Page("home-operator", "home", "operator"),
     Page("addresses", "account_email", "owner", also=("account_email_remove",)),
@@ -77,6 +111,10 @@ PAGES = [
     Page("address-confirm", "account_email_confirm", "owner", also=("account_email_again",)),
     Page("address-confirm-wrong", "account_email_confirm", "owner", go=submit(code="000000")),
     Page("sign-in-again", "account_email_add", "of yesterday", status=403, also=("sign_in_again",)),
+    Page("client", asked_by_a_client(scope="openid email"), "owner", also=("idp:oidc:authorization",)),
+    Page("client-again", asked_by_a_client(prompt="login"), "owner"),
+    Page("client-operator", asked_by_a_client(), "operator", status=403),
+    Page("client-wrong", asked_by_a_client(redirect_uri="https://elsewhere.example/"), "owner"),
     Page("not-found", "/khong-co/", status=404),
     Page("bad-request", "/login/?x=" + "9" * 10, go=lambda page: _too_big(page), status=400),
     Page("old-page", "account_login", go=lambda page: _without_cookies(page), status=403),
@@ -87,6 +125,10 @@ NO_PAGES = {
     "account_logout": "by POST; leads to the sign-in",
     "sign_in_by_passkey": "by POST, from the sign-in",
     "sign_in_by_passkey_options": "JSON for passkeys.js",
+    **{
+        f"idp:oidc:{name}": "JSON for clients"
+        for name in ("configuration", "jwks", "token", "userinfo", "revoke", "introspect")
+    },
     "manifest": "JSON for the browser",
     "service_worker": "a script",
 }
@@ -150,11 +192,29 @@ class People:
         session.save()
         return browser
 
+    def proved(self) -> Client:
+        """She forgot the password, and has just typed the right one-time code."""
+        return self._proved(self._account("0123456785"))
+
+    def spent(self) -> Client:
+        """She has had as many new passwords as there are for a day, and proved the code once more."""
+        account = self._account("0123456786")
+        for hours in (1, 2, 3):
+            _issued(account, ended=timezone.now() - timedelta(hours=hours))
+        return self._proved(account)
+
     def operator(self) -> Client:
         login = Login(username="thu.ha", is_staff=True)
         login.set_password(CHOSEN)
         login.save()
         return self._in(login.username, CHOSEN)
+
+    def _proved(self, account: Account) -> Client:
+        browser = Client()
+        assert browser.post("/recover/send/", {"code": account.code}).status_code == 302
+        [(_phone, text)] = read_phone()
+        assert browser.post("/recover/otp/", {"otp": otp_of(text)}).url == reverse("recover_done")
+        return browser
 
     def _in(self, name: str, password: str) -> Client:
         browser = Client()

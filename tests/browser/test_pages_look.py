@@ -13,6 +13,7 @@ from django.test.testcases import LiveServerThread
 
 from tests.browser.pages import PAGES, People
 from tests.mailbox import running
+from tests.portal.forgetting import rules_with
 
 pytestmark = [pytest.mark.peer, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -57,6 +58,8 @@ def mailserver():
 def site(server, mailserver, transactional_db, settings, monkeypatch):
     monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "yes")  # playwright keeps a loop in this thread
     settings.CAPLAI = settings.CAPLAI.model_copy(update={"mail": mailserver})
+    budgets = dict.fromkeys(("code_day", "phone_day", "network_day", "prefix_hour", "site_hour"), 1000)
+    monkeypatch.setattr("caplai.portal.recover.rules", lambda: rules_with(budgets=budgets))
     return Site(f"http://localhost:{server.port}")
 
 
@@ -141,7 +144,7 @@ def _targets_are_large(page, where: str) -> None:
     small = page.evaluate(
         """() => [...document.querySelectorAll("a, button, input, select, summary")]
           .filter((one) => one.type !== "hidden" && !one.closest(".unseen, .skip") && one.getClientRects().length)
-          .filter((one) => getComputedStyle(one).display !== "inline" && !(one.type === "checkbox" || one.type === "radio"))
+          .filter((one) => getComputedStyle(one).display !== "inline" && !["checkbox", "radio"].includes(one.type))
           .filter((one) => one.getBoundingClientRect().height < 44)
           .map((one) => one.outerHTML.slice(0, 120))"""
     )
