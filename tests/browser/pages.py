@@ -10,12 +10,15 @@ from datetime import timedelta
 
 from allauth.mfa.models import Authenticator
 from django.conf import settings
+from django.db import transaction
 from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
+from caplai.domain import capability
 from caplai.domain.issuing import DIGITS, VERSION, Inputs, derive, new_case_ids
-from caplai.service import addressbook
+from caplai.service import addressbook, notices
+from caplai.store.contact import Address, Mail
 from caplai.store.models import Account, Case, Login
 from tests.portal.forgetting import otp_of, read_phone
 from tests.portal.oidc.conftest import Party
@@ -115,6 +118,28 @@ PAGES = [
     Page("client-again", asked_by_a_client(prompt="login"), "owner"),
     Page("client-operator", asked_by_a_client(), "operator", status=403),
     Page("client-wrong", asked_by_a_client(redirect_uri="https://elsewhere.example/"), "owner"),
+    Page("passkeys", "account_passkeys", "owner"),
+    Page("passkeys-none", "account_passkeys", "beginner"),
+    Page("passkey-add", "account_passkey_add", "owner", also=("account_passkey_add_options",)),
+    Page(
+        "passkey-rename",
+        lambda: _of_the_passkey("account_passkey_rename"),
+        "owner",
+        also=("account_passkey_rename",),
+    ),
+    Page(
+        "passkey-rename-empty", lambda: _of_the_passkey("account_passkey_rename"), "owner", go=submit(name="")
+    ),
+    Page(
+        "passkey-remove",
+        lambda: _of_the_passkey("account_passkey_remove"),
+        "owner",
+        also=("account_passkey_remove",),
+    ),
+    Page("report", "account_report", "owner"),
+    Page("report-by-link", lambda: _reporting(), "owner", also=("report",)),
+    Page("report-over", "/report/x/", status=404),
+    Page("reported", lambda: _reporting(), "beginner", go=press(0)),
     Page("not-found", "/khong-co/", status=404),
     Page("bad-request", "/login/?x=" + "9" * 10, go=lambda page: _too_big(page), status=400),
     Page("old-page", "account_login", go=lambda page: _without_cookies(page), status=403),
@@ -139,6 +164,23 @@ def _choose(page, password: str) -> None:
     page.fill("[name=new_password]", password)
     with page.expect_navigation():
         page.locator("form:has([name=new_password]) button:visible").first.click()
+
+
+def _of_the_passkey(name: str) -> str:
+    return reverse(name, args=[Authenticator.objects.get().pk])
+
+
+def _reporting() -> str:
+    """The link of a mail to the account that there is."""
+    code = Account.objects.get().code
+    Address.objects.get_or_create(
+        account=code, email="old@vidu.example", confirmed_at=timezone.now() - timedelta(days=30)
+    )
+    with transaction.atomic():
+        notices.tell(code, "password_chosen")
+    ring = settings.KEYRING.ring("pepper")
+    mail = Mail.objects.filter(account=code, kind="password_chosen").last()
+    return reverse("report", args=[capability.token(ring.keys[ring.active], notices.LABEL, mail.name)])
 
 
 def _without_cookies(page) -> None:
@@ -169,6 +211,11 @@ class People:
         login = self._login(account)
         browser = self._in(account.code, CHOSEN)
         _issued(account, ended=timezone.now() - timedelta(days=3))
+        Address.objects.create(
+            account=account.code,
+            email="huong@vidu.example.vn",
+            confirmed_at=timezone.now() - timedelta(days=9),
+        )
         addressbook.add(login, "nguyen.thi.lan.huong.1954@mailbox.example.com")
         Authenticator.objects.create(
             user=login, type="webauthn", data={"name": "Chrome, Android", "credential": {}}
