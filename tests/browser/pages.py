@@ -87,6 +87,10 @@ def asked_by_a_client(**changes) -> Callable[[], str]:
     return path
 
 
+_ELSEWHERE = (
+    "Mozilla/5.0 (Linux; Android 8.1.0; SM-J260G) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/96.0.4664.45"
+    " Mobile Safari/537.36"
+)
 CODE = "0123456780"
 """Nobody's."""
 _asked = then(submit(code=CODE), press(0))
@@ -106,6 +110,15 @@ PAGES = [
     Page("recover-done", "recover_done", "proved"),
     Page("recover-limit", "recover_done", "spent"),
     Page("home", "home", "owner"),
+    Page("home-back", "home", "returned"),
+    Page("home-beginner", "home", "beginner"),
+    Page("password", "account_password", "owner"),
+    Page("password-wrong", "account_password", "owner", go=submit(current_password="x", new_password="ngắn")),
+    Page("password-none", "account_password", "finger only"),
+    Page("devices", "account_devices", "owner", also=("account_device_end", "account_devices_end")),
+    Page("devices-one", "account_devices", "beginner"),
+    Page("history", "account_history", "returned"),
+    Page("history-end", "/account/history/?before=2020-01-01T00:00:00Z", "beginner"),
     Page("home-operator", "home", "operator"),
     Page("addresses", "account_email", "owner", also=("account_email_remove",)),
     Page("addresses-none", "account_email", "beginner"),
@@ -139,7 +152,7 @@ PAGES = [
     Page("report", "account_report", "owner"),
     Page("report-by-link", lambda: _reporting(), "owner", also=("report",)),
     Page("report-over", "/report/x/", status=404),
-    Page("reported", lambda: _reporting(), "beginner", go=press(0)),
+    Page("reported", lambda: _reporting(), "beginner", go=lambda page: _report(page)),
     Page("not-found", "/khong-co/", status=404),
     Page("bad-request", "/login/?x=" + "9" * 10, go=lambda page: _too_big(page), status=400),
     Page("old-page", "account_login", go=lambda page: _without_cookies(page), status=403),
@@ -183,6 +196,11 @@ def _reporting() -> str:
     return reverse("report", args=[capability.token(ring.keys[ring.active], notices.LABEL, mail.name)])
 
 
+def _report(page) -> None:
+    if page.locator("main form").count():  # the second to look finds it reported
+        press(0)(page)
+
+
 def _without_cookies(page) -> None:
     page.context.clear_cookies(name="csrftoken")
     submit(username="0123456789", password="x")(page)
@@ -209,6 +227,7 @@ class People:
         """She has everything: addresses (one waits for its code), a passkey, a past."""
         account = self._account("0123456782", email="lan.nguyen@vidu.example.vn")
         login = self._login(account)
+        self._in(account.code, CHOSEN, headers={"User-Agent": _ELSEWHERE})
         browser = self._in(account.code, CHOSEN)
         _issued(account, ended=timezone.now() - timedelta(days=3))
         Address.objects.create(
@@ -227,6 +246,36 @@ class People:
         account = self._account("0123456783")
         self._login(account)
         return self._in(account.code, CHOSEN)
+
+    def returned(self) -> Client:
+        """She was given a new password today, and has chosen one of her own; what she had before stays for a day."""
+        account = self._account("0123456787")
+        login = self._login(account)
+        long_ago = timezone.now() - timedelta(days=9)
+        Address.objects.create(account=account.code, email="huong@vidu.example.vn", confirmed_at=long_ago)
+        Authenticator.objects.create(
+            user=login,
+            type="webauthn",
+            data={"name": "Chrome, Android", "credential": {}},
+            created_at=long_ago,
+        )
+        browser = self._in(account.code, _issued(account))
+        chosen = browser.post("/choose-password/", {"new_password": "một mật khẩu khác"})
+        assert chosen.status_code == 302
+        return browser
+
+    def finger_only(self) -> Client:
+        """She signs in with her finger, and never chose a password."""
+        account = self._account("0123456788")
+        login = self._login(account)
+        browser = self._in(account.code, CHOSEN)
+        login.set_unusable_password()
+        login.save()
+        browser.force_login(login)
+        session = browser.session
+        session["account_authentication_methods"] = [{"method": "mfa", "at": timezone.now().timestamp()}]
+        session.save()
+        return browser
 
     def of_yesterday(self) -> Client:
         """She signed in long ago."""
@@ -263,8 +312,8 @@ class People:
         assert browser.post("/recover/otp/", {"otp": otp_of(text)}).url == reverse("recover_done")
         return browser
 
-    def _in(self, name: str, password: str) -> Client:
-        browser = Client()
+    def _in(self, name: str, password: str, **request) -> Client:
+        browser = Client(**request)
         assert sign_in(browser, name, password).status_code == 302
         return browser
 
