@@ -107,6 +107,9 @@ PAGES = [
     Page("recover-otp", "recover", go=_asked, also=("recover_send", "recover_otp", "recover_again")),
     Page("recover-otp-wrong", "recover", go=then(_asked, submit(otp="12345"))),
     Page("recover-otp-over", "recover", go=then(_asked, *[submit(otp="12345")] * 3)),
+    Page("recover-mail", "recover", go=then(submit(code=CODE), press(1))),
+    Page("recover-link", "/recover/link/#ma-trong-duong-dan", also=("recover_link",)),
+    Page("recover-link-none", "/recover/link/", go=submit()),
     Page("recover-done", "recover_done", "proved"),
     Page("recover-limit", "recover_done", "spent"),
     Page("home", "home", "owner"),
@@ -127,6 +130,8 @@ PAGES = [
     Page("address-confirm", "account_email_confirm", "owner", also=("account_email_again",)),
     Page("address-confirm-wrong", "account_email_confirm", "owner", go=submit(code="000000")),
     Page("sign-in-again", "account_email_add", "of yesterday", status=403, also=("sign_in_again",)),
+    Page("services", "account_apps", "patient", also=("account_apps_end",)),
+    Page("services-none", "account_apps", "beginner"),
     Page("client", asked_by_a_client(scope="openid email"), "owner", also=("idp:oidc:authorization",)),
     Page("client-again", asked_by_a_client(prompt="login"), "owner"),
     Page("client-operator", asked_by_a_client(), "operator", status=403),
@@ -167,6 +172,8 @@ NO_PAGES = {
         f"idp:oidc:{name}": "JSON for clients"
         for name in ("configuration", "jwks", "token", "userinfo", "revoke", "introspect")
     },
+    ".well-known/assetlinks.json": "JSON for phones",
+    ".well-known/apple-app-site-association": "JSON for phones",
     "manifest": "JSON for the browser",
     "service_worker": "a script",
 }
@@ -299,6 +306,15 @@ class People:
             _issued(account, ended=timezone.now() - timedelta(hours=hours))
         return self._proved(account)
 
+    def patient(self) -> Client:
+        """She signs in to a clinic with her account."""
+        account = self._account("0123456789")
+        self._login(account)
+        browser = self._in(account.code, CHOSEN)
+        asked_by_a_client()()
+        Party(name="Phòng khám Đa khoa Hoà Bình").tokens(browser, scope="openid email")
+        return browser
+
     def operator(self) -> Client:
         login = Login(username="thu.ha", is_staff=True)
         login.set_password(CHOSEN)
@@ -307,7 +323,7 @@ class People:
 
     def _proved(self, account: Account) -> Client:
         browser = Client()
-        assert browser.post("/recover/send/", {"code": account.code}).status_code == 302
+        assert browser.post("/recover/send/", {"code": account.code, "channel": "sms"}).status_code == 302
         [(_phone, text)] = read_phone()
         assert browser.post("/recover/otp/", {"otp": otp_of(text)}).url == reverse("recover_done")
         return browser

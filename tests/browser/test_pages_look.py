@@ -106,7 +106,7 @@ def test_page(site, chromium, shown):
             visit = Visit(site, chromium, shown, size, language)
             visit.open()
             page, where = visit.page, f"{shown.name}, {size}, {language}"
-            assert visit.statuses[page.url] == shown.status, where
+            assert visit.statuses[page.url.partition("#")[0]] == shown.status, where
             assert visit.errors == [], where
             assert visit.octets < HEAVIEST, f"{where}: {visit.octets} octets"
             assert all(url.startswith((site.url, "data:")) for url in visit.asked), where

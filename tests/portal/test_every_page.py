@@ -10,9 +10,11 @@ def names() -> set[str]:
     found, left = set(), [("", one) for one in get_resolver().url_patterns]
     while left:
         space, one = left.pop()
+        if str(one.pattern).startswith("_allauth/"):
+            continue
         if isinstance(one, URLPattern):
-            found.add(space + str(one.name))
-        elif not str(one.pattern).startswith("_allauth/"):
+            found.add(space + (one.name or str(one.pattern)))
+        else:
             inner = f"{space}{one.namespace}:" if one.namespace else space
             left += [(inner, each) for each in one.url_patterns]
     return found
