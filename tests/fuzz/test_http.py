@@ -179,6 +179,8 @@ def resident(pid):
 @pytest.fixture
 def web(transactional_db, tmp_path):
     port = free_port("127.0.0.1", 0)
+    if not settings.KEYRING.read().get("oidc"):
+        settings.KEYRING.add("oidc")  # without one a client hears 503
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CAPLAI_")} | {
         "CAPLAI_DATABASE_URL": conninfo(),
         "CAPLAI_DATA_DIR": str(settings.CAPLAI.data_dir),

@@ -63,7 +63,7 @@ class OidcAdapter(DefaultOIDCAdapter):
 
     def list_private_keys(self, **wanted: Any) -> list[PrivateKey]:
         """All that this host can read: clients learn a waiting key before it signs, and keep a retired one."""
-        return [PrivateKey(pem=_pem(key)) for key in settings.KEYRING.ring(SIGNING).keys.values()]
+        return [PrivateKey(pem=_pem(key)) for key in settings.KEYRING.read().get(SIGNING, {}).values()]
 
     def get_signing_key(self) -> PrivateKey:
         ring = settings.KEYRING.ring(SIGNING)

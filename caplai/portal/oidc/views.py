@@ -21,8 +21,9 @@ from caplai.domain import msisdn
 from caplai.portal.oidc.adapter import SCOPES, issuer
 from caplai.portal.oidc.forms import ConsentForm
 from caplai.portal.oidc.validator import S256
+from caplai.signin.outage import RETRY_SECONDS
 from caplai.signin.views import csrf_failure
-from caplai.store.keyring import SIGNING
+from caplai.store.keyring import SIGNING, KeyringError
 
 GRANTS = [Client.GrantType.AUTHORIZATION_CODE.value, Client.GrantType.REFRESH_TOKEN.value]
 """The only ones: no password, no client_credentials, no device code; and no implicit flow."""
@@ -71,7 +72,10 @@ class Authorize(allauth_views.AuthorizationView):
     template_name = "oidc/consent.html"
 
     def get(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
-        settings.KEYRING.ring(SIGNING)  # without a key that signs nobody should have to sign in first
+        try:  # without a key that signs nobody should have to sign in first
+            settings.KEYRING.ring(SIGNING)
+        except KeyringError:
+            return _put_off(render(request, "idp/oidc/error.html", status=503))
         return super().get(request, *args, **kwargs)
 
     def post(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
@@ -119,6 +123,8 @@ class Token(allauth_views.TokenView):
         try:
             with transaction.atomic():
                 return super().post(request)
+        except KeyringError:
+            return _put_off(JsonResponse({"error": "temporarily_unavailable"}, status=503))
         except ValidationError:  # a `resource` (RFC 8707) that is no URI
             return JsonResponse({"error": "invalid_target"}, status=400)
 
@@ -133,6 +139,13 @@ class Revoke(allauth_views.RevokeView):
     @transaction.atomic
     def post(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
         return super().post(request, *args, **kwargs)
+
+
+def _put_off(response: HttpResponse) -> HttpResponse:
+    """A site without clients has no key that signs, and a new one waits: neither is an outage."""
+    response["Retry-After"] = str(RETRY_SECONDS)
+    response._has_been_logged = True  # Django would log each as an error
+    return response
 
 
 def _is_too_old(request: HttpRequest) -> bool:

@@ -50,6 +50,21 @@ def test_a_stranger_signs_in_first_and_is_led_back(browser, citizen, login, part
     assert "Phòng khám" in page and "0327xxx686" in page and "000686" not in page
 
 
+def test_without_a_key_that_signs_it_is_put_off_and_no_outage(inside, party, monkeypatch, caplog):
+    clinic = party(trusted=True)
+    code = arrived(inside.get(clinic.asks()))["code"]
+    without = {kind: keys for kind, keys in settings.KEYRING.read().items() if kind != "oidc"}
+    monkeypatch.setattr(settings.KEYRING, "read", lambda: without)
+    assert inside.get("/.well-known/jwks.json").json() == {"keys": []}
+    assert inside.get(clinic.asks()).status_code == 503
+    answer = clinic.exchange(code)
+    assert (answer.status_code, answer.json()) == (503, {"error": "temporarily_unavailable"})
+    assert inside.get("/").status_code == 200
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    monkeypatch.undo()
+    assert clinic.exchange(code).status_code == 200
+
+
 def test_the_whole_way_and_nothing_of_the_person_but_a_name_of_its_own(inside, citizen, party):
     clinic = party()
     brought = arrived(consent(inside, clinic.asks()))
