@@ -83,11 +83,10 @@ class Passkey(Guarded):
     guarded = ("DELETE",)
 
     def put(self, request: HttpRequest, passkey_id: int, *args, **kwargs) -> HttpResponse:
-        passkey = webauthn.passkeys(request.user).filter(pk=passkey_id).first()
-        if passkey is None:
+        if not webauthn.rename(request.user, passkey_id, self.input.cleaned_data["name"]):
             return APIResponse(request, status=404)
-        pages.rename(passkey, self.input.cleaned_data["name"])
-        return APIResponse(request, data=_tell(passkey))
+        passkey = webauthn.passkeys(request.user).filter(pk=passkey_id).first()
+        return APIResponse(request, data=_tell(passkey)) if passkey else APIResponse(request, status=404)
 
     def delete(self, request: HttpRequest, passkey_id: int, *args, **kwargs) -> HttpResponse:
         match pages.remove(request.user, passkey_id):

@@ -4,7 +4,7 @@ from typing import Any
 
 from allauth.mfa.models import Authenticator
 from django.contrib import messages
-from django.http import HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.utils import timezone
 from django.utils.decorators import method_decorator
@@ -85,7 +85,8 @@ class Rename(FormView):
         return {"name": one(self.request.user, self.kwargs["passkey_id"]).wrap().name}
 
     def form_valid(self, form: NameForm) -> HttpResponse:
-        rename(one(self.request.user, self.kwargs["passkey_id"]), form.cleaned_data["name"])
+        if not webauthn.rename(self.request.user, self.kwargs["passkey_id"], form.cleaned_data["name"]):
+            raise Http404
         return redirect("account_passkeys")
 
 
@@ -120,12 +121,6 @@ def add(request: HttpRequest, credential: dict[str, Any], name: str) -> Adding:
     """Add what `webauthn.made` has seen; for page and app."""
     login = request.user
     return passkeys.add(login, lambda: _made(login), lambda: webauthn.store(login, credential, name))
-
-
-def rename(passkey: Authenticator, name: str) -> None:
-    """Call it so; for page and app."""
-    passkey.data["name"] = name
-    passkey.save(update_fields=["data"])
 
 
 def remove(login: Login, passkey_id: int) -> Removing:

@@ -3,9 +3,10 @@
 passkeys.js asks for the options by POST, has the browser show or make the passkey, and posts the form with it.
 """
 
+from allauth.account.internal.flows.login import perform_login, record_authentication
 from allauth.account.models import Login as PendingLogin
 from allauth.account.utils import get_next_redirect_url, passthrough_next_redirect_url
-from allauth.mfa.webauthn.internal.flows import perform_passwordless_login
+from allauth.mfa.models import Authenticator
 from django.contrib import messages
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import redirect
@@ -39,8 +40,13 @@ def sign_in(request: HttpRequest) -> HttpResponse:
     if passkey is None:
         messages.error(request, not_shown())
         return redirect(passthrough_next_redirect_url(request, reverse("account_login"), "next"))
-    login = PendingLogin(user=passkey.user, redirect_url=get_next_redirect_url(request))
-    return perform_passwordless_login(request, passkey, login)
+    return arrive(request, passkey, get_next_redirect_url(request))
+
+
+def arrive(request: HttpRequest, passkey: Authenticator, redirect_url: str | None = None) -> HttpResponse:
+    """Open a session for whom `webauthn.shown` has found; for page and app."""
+    record_authentication(request, passkey.user, "mfa", id=passkey.pk, type=passkey.type, passwordless=True)
+    return perform_login(request, PendingLogin(user=passkey.user, redirect_url=redirect_url))
 
 
 class TakePasskeyOptions(InStage, View):

@@ -5,12 +5,10 @@ An app's passkeys are those of the site; which apps may use them is configured (
 
 from typing import Any, ClassVar
 
-from allauth.account.models import Login as PendingLogin
 from allauth.headless.base.response import AuthenticationResponse, ConflictResponse
 from allauth.headless.base.views import AuthenticationStageAPIView
 from allauth.headless.constants import Client
 from allauth.headless.internal.restkit.response import APIResponse
-from allauth.mfa.webauthn.internal.flows import perform_passwordless_login
 from django.conf import settings
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.urls import path
@@ -18,7 +16,7 @@ from django.urls import path
 from caplai.service.using import Choice
 from caplai.signin import webauthn
 from caplai.signin.api import Endpoint, case_ended
-from caplai.signin.passkeys import not_made, not_shown
+from caplai.signin.passkeys import arrive, not_made, not_shown
 from caplai.signin.stages import ChoosePasswordStage
 from caplai.watch import metrics
 
@@ -40,8 +38,7 @@ class SignIn(Endpoint):
         metrics.signins.labels("passkey" if passkey else "passkey_refused").inc()
         if passkey is None:
             return refused(request, not_shown())
-        response = perform_passwordless_login(request, passkey, PendingLogin(user=passkey.user))
-        return AuthenticationResponse.from_response(request, response)
+        return AuthenticationResponse.from_response(request, arrive(request, passkey))
 
 
 class TakePasskey(Endpoint, AuthenticationStageAPIView):

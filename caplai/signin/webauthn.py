@@ -173,7 +173,7 @@ def store(login: Login, credential: dict, name: str) -> None:
 
 
 def shown(request: HttpRequest, answer: Mapping[str, Any] | None) -> Authenticator | None:
-    """The passkey that was shown, with its login (`user`), who may sign in.
+    """The passkey that was shown, with its login (`user`), who may sign in. That it was used is written down.
 
     None if it is not to be believed, was removed, or its login may not sign in. Its challenge is spent either way.
     """
@@ -190,8 +190,17 @@ def shown(request: HttpRequest, answer: Mapping[str, Any] | None) -> Authenticat
     except _NONSENSE:
         return None
     passkey = kept[found.credential_id]
+    if not passkeys(whose).filter(pk=passkey.pk).update(last_used_at=Now()):
+        return None  # removed at this moment
     passkey.user = whose
     return passkey
+
+
+def rename(login: Login, passkey: int, name: str) -> bool:
+    """Call this login's passkey so; False if there is none (any more)."""
+    found = passkeys(login).filter(pk=passkey)
+    data = found.values_list("data", flat=True).first()
+    return data is not None and bool(found.update(data={**data, "name": name[:NAME_LENGTH]}))
 
 
 def name_for(request: HttpRequest) -> str:

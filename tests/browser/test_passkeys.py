@@ -1,6 +1,7 @@
 """A person with a fingerprint (Chromium's virtual authenticator): from the text to signing in without a password."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -45,6 +46,22 @@ WORDS = {
         "last": "It is your only way to sign in.",
     },
 }
+
+
+AXE = Path(__file__).parents[1] / "peers" / "node_modules" / "axe-core" / "axe.min.js"
+
+
+@pytest.fixture
+def see(look):
+    """A look at the page by us and by axe-core, which is evaluated, for the site's policy lets no script be added."""
+
+    def see(page, name):
+        look(page, name)
+        page.evaluate(f"window.axe || (() => {{ {AXE.read_text()} }})()")
+        found = page.evaluate("axe.run().then((said) => said.violations.map((one) => one.id))")
+        assert found == [], name
+
+    return see
 
 
 class Finger:
@@ -131,7 +148,7 @@ class Person:
     [("phone", "vi", 0), ("desktop", "en", 1)],
     ids=["phone-vi", "desktop-en"],
 )
-def test_a_fingerprint_instead_of_a_password(demo, chromium, look, size, language, citizen):
+def test_a_fingerprint_instead_of_a_password(demo, chromium, see, size, language, citizen):
     person = Person(demo, chromium, citizen, size, language)
     page, finger, words = person.page, person.finger, person.words
 
@@ -140,48 +157,48 @@ def test_a_fingerprint_instead_of_a_password(demo, chromium, look, size, languag
     finger.set(here=False)
     person.opens("login/")
     person.button("finger").wait_for()
-    look(page, "passkey-sign-in")
+    see(page, "passkey-sign-in")
     person.signs_in(issued)
     page.wait_for_url("**/choose-password/")
 
     # Fingerprint first: a wrong finger, then the right one, in one tap.
     take = person.button("take")
     take.wait_for()
-    look(page, "passkey-choose")
+    see(page, "passkey-choose")
     box = take.bounding_box()
     assert box["y"] + box["height"] < SIZES[size]["height"], "the fingerprint is on the first screen"
     assert page.get_by_role("heading", level=1).count() == 1
     finger.set(right=False)
     take.click()
     page.get_by_text(words["failed"]).wait_for()
-    look(page, "passkey-failed")
+    see(page, "passkey-failed")
     assert finger.passkeys == []
     finger.set()
     take.click()
     assert person.is_in()
     assert words["taken"] in page.inner_text("main")
-    look(page, "passkey-taken")
+    see(page, "passkey-taken")
     [made] = finger.passkeys
     assert made["isResidentCredential"]
     assert made["rpId"] == "localhost"
 
     # It is listed, gets a name, and stays, for it is the only way in.
     person.opens("account/passkeys/")
-    look(page, "passkey-list")
+    see(page, "passkey-list")
     page.get_by_role("link", name=words["rename"]).click()
     page.get_by_label(words["name"], exact=True).fill("Máy của Lan")
-    look(page, "passkey-rename")
+    see(page, "passkey-rename")
     person.button("store").click()
     page.get_by_text("Máy của Lan").first.wait_for()
     page.get_by_role("link", name=words["remove"]).click()
-    look(page, "passkey-remove")
+    see(page, "passkey-remove")
     person.button("remove").click()
     page.get_by_text(words["last"]).wait_for()
-    look(page, "passkey-last")
+    see(page, "passkey-last")
     page.get_by_role("link", name=words["add"]).click()
     person.button("take").click()  # this device has one already
     page.get_by_text(words["there"]).wait_for()
-    look(page, "passkey-add")
+    see(page, "passkey-add")
     finger.session.send("WebAuthn.clearCredentials", {"authenticatorId": finger.id})
     person.button("take").click()  # as another device would have it
     page.wait_for_url("**/account/passkeys/")
@@ -196,7 +213,7 @@ def test_a_fingerprint_instead_of_a_password(demo, chromium, look, size, languag
     finger.set(right=False)
     person.button("finger").click()
     page.get_by_text(words["failed"]).wait_for()
-    look(page, "passkey-not-shown")
+    see(page, "passkey-not-shown")
     finger.set()
     person.button("finger").click()
     assert person.is_in()
@@ -215,12 +232,12 @@ def test_a_fingerprint_instead_of_a_password(demo, chromium, look, size, languag
     finger.set()
     person.button("take").click()
     page.get_by_text(words["there"]).wait_for()
-    look(page, "passkey-there")
+    see(page, "passkey-there")
     assert [error for error in person.errors if "status of 200" not in error] == []
     person.context.close()
 
 
-def test_among_the_suggestions_of_the_field(demo, chromium, look):
+def test_among_the_suggestions_of_the_field(demo, chromium):
     """Conditional mediation: the virtual authenticator picks what the person would."""
     person = Person(demo, chromium, 2, "phone", "vi")
     issued = person.texts()
@@ -236,6 +253,24 @@ def test_among_the_suggestions_of_the_field(demo, chromium, look):
     page.wait_for_url(demo["pages"])
     assert person.is_in()
     assert person.errors == []
+    person.context.close()
+
+
+def test_a_page_that_is_over_says_so_at_the_tap(demo, chromium):
+    person = Person(demo, chromium, 2, "phone", "vi")
+    issued = person.texts()
+    person.opens("login/")
+    person.signs_in(issued)
+    page = person.page
+    page.wait_for_url("**/choose-password/")
+    page.route("**/options/", lambda route: route.abort())
+    page.reload()
+    person.button("take").click()  # no network
+    page.get_by_text(person.words["failed"]).wait_for()
+    page.unroute("**/options/")
+    person.context.clear_cookies()
+    person.button("take").click()
+    page.get_by_text("Trang này đã mở quá lâu").first.wait_for()
     person.context.close()
 
 

@@ -112,6 +112,18 @@ def test_what_does_not_sign_in(browser, login, key, spoil):
     assert not Device.objects.exists()
 
 
+def test_one_that_is_removed_at_this_moment_signs_nobody_in(browser, login, key, monkeypatch):
+    complete = webauthn.Fido2Server.authenticate_complete
+
+    def removed(*given):
+        Authenticator.objects.all().delete()
+        return complete(*given)
+
+    monkeypatch.setattr(webauthn.Fido2Server, "authenticate_complete", removed)
+    assert REFUSED in send(browser, key.show(asked(browser))).content.decode()
+    assert not is_in(browser)
+
+
 def test_a_challenge_is_good_once_and_for_its_session(browser, login, key, monkeypatch):
     options = asked(browser)
     shown = key.show(options)

@@ -27,7 +27,7 @@
 
   async function ask() {
     const answer = await fetch(form.dataset.options, { method: "POST", body: new FormData(form) });
-    if (!answer.ok || answer.redirected) throw new Error(answer.status);
+    if (!answer.ok || answer.redirected) throw Object.assign(new Error(), { name: answer.status < 500 ? "Over" : "Away" });
     const { publicKey } = await answer.json();
     publicKey.challenge = octets(publicKey.challenge);
     if (publicKey.user) publicKey.user.id = octets(publicKey.user.id);
@@ -62,6 +62,7 @@
       const given = await (options || ask());
       send(await navigator.credentials[ceremony](given));
     } catch (error) {
+      if (error.name === "Over") return form.submit(); // the page that comes says why
       options = null; // another try, another challenge
       say(error.name === "InvalidStateError" ? "there" : "failed");
     }
