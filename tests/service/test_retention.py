@@ -470,3 +470,15 @@ def test_the_commands_count_remove_and_tell(conn, history, monkeypatch):
     conn.execute("select pg_advisory_lock(%s)", [retention._LOCK])
     busy = caplai("run")
     assert busy.exit_code == 1 and "Another run is at it" in busy.stderr
+
+
+def test_where_somebody_was_signed_in_goes_with_the_session(conn):
+    conn.execute(
+        "insert into django_session values ('lives', '', now() + interval '1 hour'), ('over', '', now())"
+    )
+    conn.execute(
+        "insert into sitting (row_key, login_id, stamp, client) select name, 1, '', ''"
+        " from unnest(array['lives', 'over', 'gone']) as name"
+    )
+    assert run(conn) == {"sign-ins": 1, "sittings": 2}
+    assert conn.execute("select row_key from sitting").fetchall() == [("lives",)]
