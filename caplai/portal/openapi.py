@@ -16,7 +16,7 @@ from django.urls import URLPattern, get_resolver
 from django.urls.converters import IntConverter
 from django.views.decorators.http import require_safe
 
-from caplai import __version__
+import caplai
 from caplai.portal.api_account import OfOwner
 
 PREFIX = "_allauth/app/v1/"
@@ -86,7 +86,7 @@ def describe() -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {
             "title": "caplai, the app API",
-            "version": __version__,
+            "version": caplai.__version__,
             "description": "What the citizen's pages do, for an app of the agency's. In words: docs/app-api.md.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
