@@ -23,6 +23,8 @@ class Link:
     url: str
 
 
+_STYLE = "font: 18px/1.5 sans-serif; max-width: 36em; margin: auto; overflow-wrap: anywhere"
+
 Block = str | Code | Link
 
 
@@ -52,7 +54,7 @@ def letter(parts: Sequence[tuple[str, Part]]) -> Letter:
     )
     page = (
         f'<!doctype html><html lang="{parts[0][0]}"><head><meta charset="utf-8"><title>{escape(subjects[0])}</title>'
-        f'</head><body style="font: 18px/1.5 sans-serif; max-width: 36em; margin: auto">{html}</body></html>'
+        f'</head><body style="{_STYLE}">{html}</body></html>'
     )
     return Letter(" / ".join(subjects), text + "\n", page)
 

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from django.test.testcases import LiveServerThread
 
 CHROMIUM = shutil.which("chromium")
 
@@ -85,3 +86,18 @@ def look(request):
             page.screenshot(path=Path(folder) / f"{case}-{name}.png", full_page=name != "phone")
 
     return look
+
+
+@pytest.fixture
+def site(transactional_db, settings):
+    """Our pages as a web server serves them, on the test's own database; the address. (pytest-django's `live_server`
+    answers for /static/ itself, by other names than ours.)
+    """
+    settings.ALLOWED_HOSTS = ["*"]
+    server = LiveServerThread("127.0.0.1", static_handler=lambda pages: pages)
+    server.daemon = True
+    server.start()
+    server.is_ready.wait()
+    assert server.error is None
+    yield f"http://127.0.0.1:{server.port}"
+    server.terminate()

@@ -48,12 +48,12 @@ def look(page, name):
 
 
 @pytest.mark.parametrize("script", [True, False], ids=["script", "no script"])
-def test_an_address_is_added_on_a_small_phone(live_server, box, login, script):
+def test_an_address_is_added_on_a_small_phone(site, box, login, script):
     with sync_playwright() as running:
         browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         context = browser.new_context(viewport=SIZES["phone"], java_script_enabled=script)
         page = context.new_page()
-        page.goto(live_server.url + "/login/?next=/account/email/")
+        page.goto(site + "/login/?next=/account/email/")
         page.get_by_label("Mã số BHXH").fill(login.username)
         page.get_by_label("Mật khẩu").first.fill(CHOSEN)
         page.locator("main form button").first.click()
@@ -77,7 +77,7 @@ def test_an_address_is_added_on_a_small_phone(live_server, box, login, script):
         page.get_by_role("button", name="Xác nhận địa chỉ").click()
         assert "Đã xác nhận địa chỉ email." in page.content()
         shot(page, "address-confirmed")
-        page.goto(live_server.url + "/account/email/?lang=en")
+        page.goto(site + "/account/email/?lang=en")
         shot(page, "addresses-en")
         assert re.search(r"confirmed on \d", page.content())
         browser.close()
