@@ -1,6 +1,7 @@
 """Passkeys by an authenticator in software: what signs in, what is refused, and what is stored with a case's end."""
 
 import json
+import random
 from datetime import timedelta
 
 import pytest
@@ -8,6 +9,7 @@ from allauth.mfa.models import Authenticator
 from django.contrib.sessions.models import Session
 from django.test import Client
 from django.utils import timezone
+from fido2.utils import websafe_decode, websafe_encode
 
 from caplai.service import passkeys, using
 from caplai.signin import webauthn
@@ -80,7 +82,7 @@ def test_it_leads_where_the_person_wanted_to_go(browser, login, key):
 def _of_another_account(key: SoftKey) -> None:
     other = Account.objects.create(code="0099999999", phone="+84327000687", state="approved")
     stranger = Login.objects.create(username=other.code, account=other)
-    key.handle = webauthn.websafe_encode(str(stranger.pk).encode())
+    key.handle = websafe_encode(str(stranger.pk).encode())
 
 
 @pytest.mark.parametrize(
@@ -93,7 +95,7 @@ def _of_another_account(key: SoftKey) -> None:
         lambda key: setattr(key, "private", SoftKey().private),
         lambda key: setattr(key, "id", b"another"),
         lambda key: setattr(key, "handle", ""),
-        lambda key: setattr(key, "handle", webauthn.websafe_encode(b"9" * 40)),
+        lambda key: setattr(key, "handle", websafe_encode(b"9" * 40)),
         _of_another_account,
         lambda key: Login.objects.update(is_active=False),
         lambda key: Account.objects.update(state="closed"),
@@ -167,6 +169,39 @@ def test_nonsense_is_refused(browser, citizen, login, open_case, text):
     assert answer.redirect_chain == [("/choose-password/", 302)]
     assert "Chưa lưu được vân tay hoặc khuôn mặt." in answer.content.decode()
     assert Case.objects.get().ended_at is None
+
+
+def spoilt(answer: dict, chance: random.Random) -> dict:
+    """The same with one part that is other octets, another kind of thing, or missing."""
+    answer = json.loads(json.dumps(answer))
+    parts = answer["response"] if chance.random() < 0.8 else answer
+    name = chance.choice(sorted(parts))
+    match chance.randrange(4), parts[name]:
+        case 0, _:
+            del parts[name]
+        case 1, _:
+            parts[name] = chance.choice([None, 1, True, [], {}, "", "é", "AA", 10**30, {"a": [1]}])
+        case _, str(text):
+            octets = bytearray(websafe_decode(text)) if name != "type" else bytearray(b"x")
+            at = chance.randrange(len(octets))
+            octets[at : at + chance.randrange(1, 5)] = chance.randbytes(chance.randrange(5))
+            parts[name] = websafe_encode(bytes(octets))
+    return answer
+
+
+def test_what_is_spoilt_anywhere_is_refused_and_raises_nothing(login, key):
+    request, chance = Ceremony(login), random.Random(1)
+    taken = 0
+    for _ in range(40):
+        webauthn.made(
+            request, login, spoilt(SoftKey().make(webauthn.creation_options(request, login)), chance)
+        )
+        shown = key.show(webauthn.request_options(request))
+        wrong = spoilt(shown, chance)
+        if webauthn.shown(request, wrong):  # its id once, or what is said of it, and nothing that counts
+            taken += 1
+            assert wrong["response"] == shown["response"]
+    assert taken < 10
 
 
 def test_only_posts_and_only_with_the_forms_token(login):
