@@ -5,6 +5,7 @@ for this purpose, once, within the hour; the exact origin of `public_url`, or th
 verified (fingerprint, face, screen lock). Every passkey is discoverable, so that nobody has to type a code.
 """
 
+import ipaddress
 import json
 import struct
 import time
@@ -73,14 +74,14 @@ class Site:
 
 
 def site(request: HttpRequest) -> Site | None:
-    """As `public_url` says, which must be https or localhost, for browsers have no passkeys elsewhere. Without it only
-    where somebody tries it on localhost: any other host might be a name that we do not have tomorrow.
+    """As `public_url` says, which must be https and a name, or localhost, for browsers have no passkeys elsewhere.
+    Without it only where somebody tries it on localhost: any other host might be a name that we do not have tomorrow.
     """
     origin = settings.CAPLAI.public_url or f"{request.scheme}://{request.get_host()}"
     url = urlsplit(origin)
     host = url.hostname or ""
     local = host == "localhost" or host.endswith(".localhost")
-    if not local and not (settings.CAPLAI.public_url and url.scheme == "https"):
+    if not local and (settings.CAPLAI.public_url is None or url.scheme != "https" or _is_address(host)):
         return None
     port = "" if url.port in (None, _PORTS.get(url.scheme)) else f":{url.port}"
     return Site(host, frozenset({f"{url.scheme}://{host}{port}", *settings.CAPLAI.signin.app_origins}))
@@ -208,6 +209,13 @@ def name_for(request: HttpRequest) -> str:
     return name_of(
         client_of(request.headers.get("User-Agent", ""), app=is_headless_request(request) is not None)
     )
+
+
+def _is_address(host: str) -> bool:
+    try:
+        return bool(ipaddress.ip_address(host))
+    except ValueError:
+        return False
 
 
 def _purpose(login: Login) -> str:

@@ -220,6 +220,8 @@ def test_where_browsers_have_none_nothing_is_offered(login, settings):
     assert 'data-passkey="get"' in here.get("/login/").content.decode()
     for url, host in [
         ("http://caplai.example", None),
+        ("https://192.0.2.7", None),
+        ("https://[2001:db8::1]:8443", None),
         ("https://caplai.example", "caplai.example"),
         ("https://caplai.example:443", "caplai.example"),
         ("http://localhost:8000", "localhost"),
