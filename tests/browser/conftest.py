@@ -101,3 +101,11 @@ def site(transactional_db, settings):
     assert server.error is None
     yield f"http://127.0.0.1:{server.port}"
     server.terminate()
+
+
+@pytest.fixture(autouse=True)
+def static_files_as_they_are_served(monkeypatch):
+    """pytest-django's live server knows no names with a hash in them; whitenoise, behind it, does."""
+    monkeypatch.setattr(
+        "django.contrib.staticfiles.handlers.StaticFilesHandler._should_handle", lambda *_: False
+    )

@@ -17,7 +17,7 @@ WORDS = {
         "text": "Bằng cách nhắn tin đến 8079",
         "otp": "Mã xác thực (OTP)",
         "wrong": "Số lần thử còn lại: 2.",
-        "again": "Gửi lại tin nhắn",
+        "again": "Gửi lại",
         "wait": "Xin chờ một phút",
         "look": "Hãy xem điện thoại của bạn",
         "sign in": "Đăng nhập",

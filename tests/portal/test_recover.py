@@ -112,6 +112,19 @@ def test_neither_code_nor_otp_is_in_an_address_or_a_session(browser, lan):
         assert kept["recovery"].encode().hex() not in cursor.fetchone()[0]
 
 
+def test_nothing_of_it_is_in_the_log(browser, lan, caplog):
+    caplog.set_level("DEBUG")
+    start(browser, lan.code)
+    otp = otp_of(read_phone()[0][1])
+    browser.post("/recover/otp/", {"otp": another(otp)})
+    browser.post("/recover/otp/", {"otp": otp}, follow=True)
+    issued = read_phone()[0][1][-6:]
+    assert Case.objects.exists() and caplog.records
+    said = " ".join(str(vars(record)) for record in caplog.records if not record.name.startswith("django.db"))
+    for secret in (lan.code, lan.phone[3:], otp, another(otp), issued, browser.session["recovery"]):
+        assert secret not in said
+
+
 def test_a_wrong_otp_is_told_beside_its_field_and_at_the_top(browser, lan):
     start(browser, lan.code)
     otp = otp_of(read_phone()[0][1])

@@ -1,6 +1,7 @@
 """The verbs of a forgotten password: who is told an OTP, who proves it, what the budgets forbid."""
 
 import threading
+from collections import Counter
 from datetime import timedelta
 
 import pytest
@@ -266,6 +267,28 @@ def test_sixteen_at_once_get_no_more_than_a_budget_has(lan, budget, askers, code
         thread.join()
     assert sorted(said) == sorted([Sending.SENT] * 3 + [sending] * 13)
     assert len(read_phone()) == 3
+
+
+@pytest.mark.parametrize("is_right", [True, False], ids=["right", "wrong"])
+def test_sixteen_tries_at_once_prove_once_and_count_three(lan, is_right):
+    rules, found, begin = rules_with(), [], threading.Barrier(16)
+    asked = ask(lan.code, ASKER, secret=None, rules=rules)
+    otp = otp_of(read_phone()[0][1])
+
+    def one():
+        begin.wait()
+        found.append(prove(asked.secret, otp if is_right else another(otp), ASKER, rules=rules).proof)
+        connections.close_all()
+
+    threads = [threading.Thread(target=one) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    counted = {Proof.DONE: 1, Proof.OVER: 15} if is_right else {Proof.WRONG: 3, Proof.OVER: 13}
+    assert Counter(found) == counted
+    assert Case.objects.count() == len(read_phone()) == is_right
+    assert Guess.objects.count() == (0 if is_right else 3)
 
 
 def test_unverified_messages_close_it_for_everybody_and_are_told_once(lan, caplog):
