@@ -1,9 +1,10 @@
-"""Whether a stranger can tell by the sign-in who has an account: the same words, and the same time.
+"""Whether a stranger can tell by the sign-in, or by a forgotten password, who has an account: the same words and time.
 
 One after another, on connections and from networks of their own, wrong passwords are tried at codes that nobody has
 and at those of accounts of every kind (with and without a password of their own, with and without an open case, not
 approved), each code once, half of them in the form of an issued password and half as words, by the app's API and by
-the page. The order is drawn anew for each.
+the page. A third way asks for a one-time code for them (`recover`), a fourth types a wrong one (`otp`). The order is
+drawn anew for each.
 
 Words: status, the names of the headers and the body are those that an unknown code gets, but for what is drawn for
 each answer. Time: each kind against the unknown codes, the shift of the lower quartile (noise only adds, so a
@@ -35,6 +36,16 @@ _FORMS = ("271828", "mot mat khau sai")
 _LOOKS = (("clock", 0.25), ("clock", 0.5), ("processor", 0.5))
 _ALPHA = 0.01
 _DRAWS = 5000
+_WAYS = ("api", "page", "recover", "otp")
+_LINK = {"name": "bench", "host": "127.0.0.1", "port": 1, "system_id": "bench", "password": "bench"}
+"""So that one-time codes are written to the outbox; nobody sends them."""
+_SETTINGS = {
+    "CAPLAI_TRUSTED_PROXIES": '["127.0.0.1"]',
+    "CAPLAI_SIGNIN__NETWORK_FAILURES": "100",
+    "CAPLAI_LINKS": json.dumps([_LINK]),
+    "CAPLAI_RECOVER__SITE_HOUR": "1000000",
+    "CAPLAI_RECOVER__UNVERIFIED_LEAST": "1000000",
+}
 _TOKEN = re.compile(rb'name="csrfmiddlewaretoken" value="([^"]+)"')
 _DRAWN = re.compile(rb'(?<=name="csrfmiddlewaretoken" value=")[^"]+|(?<=name="username" value=")\d{10}')
 
@@ -66,9 +77,9 @@ def main(arguments: list[str]) -> int:
     if options.json:
         print(json.dumps(report, indent=1))
     else:
-        print(f"{'way':<6} {'kind':<16} {'of':<14} {'shift':>8} {'95 % from':>10} {'to':>8} {'p':>8}")
+        print(f"{'way':<8} {'kind':<16} {'of':<14} {'shift':>8} {'95 % from':>10} {'to':>8} {'p':>8}")
         for line in report["shifts"]:
-            print("{way:<6} {kind:<16} {of:<14} {ms:8.3f} {low:10.3f} {high:8.3f} {p:8.4f}".format(**line))
+            print("{way:<8} {kind:<16} {of:<14} {ms:8.3f} {low:10.3f} {high:8.3f} {p:8.4f}".format(**line))
         print(f"ms; distinguishable below p = {report['alpha']}")
         for each in report["broken"]:
             print(each)
@@ -84,14 +95,13 @@ class _Try:
 
 
 def run(folder: Path, samples: int, draw: random.Random) -> dict:
-    settings = {"CAPLAI_TRUSTED_PROXIES": '["127.0.0.1"]', "CAPLAI_SIGNIN__NETWORK_FAILURES": "100"}
-    with Site(folder, accounts=20 * samples + 100, logins=1, settings=settings) as site:
+    with Site(folder, accounts=10 * len(_WAYS) * samples + 100, logins=1, settings=_SETTINGS) as site:
         _spread(site)
         tries = []
-        for way in ("api", "page"):
+        for number, way in enumerate(_WAYS):
             for digit, kind in enumerate(_KINDS):
                 for n in range(samples):
-                    code = f"{9_000_000_000 * (kind == _UNKNOWN) + 10 * (n + samples * (way == 'page')) + digit:010}"
+                    code = f"{9_000_000_000 * (kind == _UNKNOWN) + 10 * (n + samples * number) + digit:010}"
                     tries.append(_Try(way, kind, _FORMS[n % 2], code))
         draw.shuffle(tries)
         return _judge(asyncio.run(_try_all(site, tries, draw)), draw)
@@ -124,9 +134,17 @@ async def _try_all(site: Site, tries: Sequence[_Try], draw: random.Random) -> li
         network = ".".join(str(draw.randrange(1, 255)) for _ in range(4))
         if one.way == "api":
             request = _http.post_json("/_allauth/app/v1/auth/login", given, x_forwarded_for=network)
-        else:
+        elif one.way == "page":
             given["csrfmiddlewaretoken"] = token
             request = _http.post_form("/login/", given, cookie=cookie, x_forwarded_for=network)
+        else:
+            given = {"code": one.code, "channel": "sms", "csrfmiddlewaretoken": token}
+            request = _http.post_form("/recover/send/", given, cookie=cookie, x_forwarded_for=network)
+            if one.way == "otp":
+                session = (await _http.ask(site.port, request)).cookies
+                given = {"otp": one.form[:6], "csrfmiddlewaretoken": token}
+                cookies = f"{cookie}; {session}"
+                request = _http.post_form("/recover/otp/", given, cookie=cookies, x_forwarded_for=network)
         busy = site.web_tree.running() + site.database.running()
         answer = await _http.ask(site.port, request)
         busy = site.web_tree.running() + site.database.running() - busy
@@ -144,12 +162,14 @@ def _judge(heard: Sequence[_Heard], draw: random.Random) -> dict:
             times[one.tried.way, one.tried.kind, name].append(1000 * seconds)
         words[one.tried.way, one.tried.form].add(one.words)
     broken = [
-        f"{way}: {len(different)} different answers to wrong passwords"
+        f"{way}: {len(different)} different answers"
         for (way, _), different in words.items()
         if len(different) > 1
     ]
-    if strange := {status for each in words.values() for status, *_ in each} - {400, 200}:
-        broken.append(f"answers that are none to a wrong password: {strange}")
+    for way, right in (("api", 400), ("page", 200), ("recover", 302), ("otp", 200)):
+        found = {status for (one, _), each in words.items() if one == way for status, *_ in each}
+        if strange := found - {right}:
+            broken.append(f"{way}: answers that are none to what was sent: {strange}")
     ways = sorted({way for way, *_ in times})
     alpha = _ALPHA / (len(ways) * (len(_KINDS) - 1) * len(_LOOKS))
     shifts = []

@@ -275,12 +275,13 @@ def test_sixteen_tries_at_once_prove_once_and_count_three(lan, is_right):
     asked = ask(lan.code, ASKER, secret=None, rules=rules)
     otp = otp_of(read_phone()[0][1])
 
-    def one():
+    def one(n):
         begin.wait()
-        found.append(prove(asked.secret, otp if is_right else another(otp), ASKER, rules=rules).proof)
+        typed, asker = otp if is_right else another(otp), Asker(f"203.0.{n}.7")
+        found.append(prove(asked.secret, typed, asker, rules=rules).proof)
         connections.close_all()
 
-    threads = [threading.Thread(target=one) for _ in range(16)]
+    threads = [threading.Thread(target=one, args=[n]) for n in range(16)]
     for thread in threads:
         thread.start()
     for thread in threads:
