@@ -9,6 +9,7 @@ from caplai.domain.issuing import DIGITS
 from caplai.domain.issuing import Inputs as CaseInputs
 from caplai.domain.issuing import derive as derive_password
 from caplai.domain.otp import Budget, Budgets, Inputs, Spent, derive, exhausted, matches
+from caplai.domain.replies import Texts, bind_to_origin, fill
 
 KEY = bytes(range(32))
 ID = UUID("00112233445566778899aabbccddeeff")
@@ -72,3 +73,18 @@ BUDGETS = Budgets(code_day=5, network_day=300, prefix_hour=1000, site_hour=20_00
 def test_which_budget_forbids_one(spent, budget):
     assert exhausted(spent, BUDGETS) == budget
     assert otp.silenced(spent, BUDGETS) == (spent.phone >= 10)
+
+
+def test_the_text_of_one_is_one_segment_and_bound_to_the_site():
+    texts = Texts()
+    bound = bind_to_origin(texts.otp, "dichvucong.baohiemxahoi.gov.vn")
+    text = fill(bound, otp="123456")
+    assert text == (
+        "Ma xac thuc (OTP) cua ban la 123456. Khong cung cap cho bat ky ai."
+        "\n@dichvucong.baohiemxahoi.gov.vn #123456"
+    )
+    assert bind_to_origin(texts.otp, "") == texts.otp
+    configured = {"keyword": "BH", "command": "MK", "short_code": "8079", "portal": "VssID"}
+    assert texts.check(**configured, host="dichvucong.baohiemxahoi.gov.vn") == []
+    [problem] = texts.check(**configured, host="a" * 100)
+    assert "texts.otp" in problem and "shorten" in problem
