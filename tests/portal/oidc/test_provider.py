@@ -4,12 +4,14 @@ import logging
 from datetime import timedelta
 
 import pytest
+from allauth.core.internal import jwkkit
 from allauth.idp.oidc.internal.oauthlib import server
 from allauth.idp.oidc.models import Client, Token
 from django.conf import settings
 from django.utils import timezone
 
 from caplai.portal.oidc import clients
+from caplai.portal.oidc.adapter import load_key
 from caplai.portal.oidc.validator import Validator
 from caplai.store.contact import Address
 from tests.portal.oidc.conftest import BACK, agree, arrived, consent, userinfo, verified
@@ -23,8 +25,9 @@ def inside(browser, citizen, login):
     return browser
 
 
-def test_it_is_our_validator_that_allauth_asks():
+def test_it_is_ours_that_allauth_asks():
     assert server.OAuthLibRequestValidator is Validator
+    assert jwkkit.load_pem is load_key
 
 
 def test_discovery_names_what_there_is_and_nothing_else(browser):
