@@ -27,6 +27,9 @@ from caplai.signin.backend import rules
 
 _STATUS = {Adding.ALREADY: 409, Adding.TOO_MANY: 409, Adding.TOO_OFTEN: 429, Adding.OFF: 503}
 
+_RETRY = {Adding.TOO_OFTEN: 3600, Adding.OFF: 3600}
+"""Seconds after which it may be otherwise."""
+
 
 class Emails(Guarded):
     """GET: the list. POST {"email"}: have a code sent to it (again); 200, 400, 401, 403, 409, 429, 503 (off)."""
@@ -43,7 +46,10 @@ class Emails(Guarded):
         if adding is Adding.ENDED:
             return UnauthorizedResponse(request)
         if adding is not Adding.SENT:
-            return error(request, _STATUS[adding], adding.value, pages.refusal(adding))
+            response = error(request, _STATUS[adding], adding.value, pages.refusal(adding))
+            if seconds := _RETRY.get(adding):
+                response["Retry-After"] = str(seconds)
+            return response
         return _listed(request)
 
 

@@ -289,15 +289,6 @@ def say_decided(decided: Outcome, until: str, by_text: bool) -> Said:
         )
     if decided is Outcome.CLOSED:
         return say_not_sent(Sending.CLOSED)
-    if decided is Outcome.HELD:
-        return Said(
-            _("The account is locked"),
-            _(
-                "To open it again, go to the nearest office of the agency and bring your identity card. After that you"
-                " can text for a new password."
-            ),
-            others=False,
-        )
     return Said(
         _("This did not work"),
         _("Your account or its phone number has just been changed. Go to the nearest office."),

@@ -374,7 +374,10 @@ class _Facts:
 _GATHER = """
 select t.now, coalesce((select (value->>'open')::bool from switch where name = 'service'), true),
        (select id from key where kind = 'issuing' and state = 'active'),
-       a.code, a.phone, coalesce(a.state = 'approved', false) and coalesce(l.is_active, true), d.id,
+       a.code, a.phone,
+       -- A hold switches the login off, too; its owner is told of it after the proof.
+       coalesce(a.state = 'approved', false) and (coalesce(l.is_active, true) or exists (
+           select from hold h where h.account = a.code and h.lifted_at is null and h.switched_off)), d.id,
        (select count(*) from guess g where g.account = a.code and not g.cleared
            and g.at > t.now - %(guess_window)s and g.device is not distinct from d.id),
        (select count(*) from (select from guess g where g.at > t.now - interval '1 minute' limit %(minute)s) x),

@@ -32,9 +32,12 @@ from caplai.store.models import (
 )
 from caplai.wiring import reissue_rules
 from tests.mailbox import link_in, text_of
+from tests.portal.forgetting import otp_of, read_phone
+from tests.portal.test_recover import start, use
 from tests.service.test_reissue import replies
 from tests.signin.conftest import CHOSEN, is_in, sign_in
 
+__all__ = ["use"]
 OLD = "old@example.com"
 
 
@@ -218,3 +221,14 @@ def test_an_app_reports_by_session_or_by_the_link_s_token(post, lan, app):
     assert app.call("POST", "account/report").status_code == 401
     assert Hold.objects.filter(lifted_at=None).get().by == "session"
     assert not app.is_in
+
+
+def test_the_web_s_way_back_in_says_so_after_the_proof(lan, use, browser):
+    report.report(lan.username, report.BY_MAIL)
+    Account.objects.update(phone="+84327000686")
+    use()
+    start(browser, lan.username)
+    [(_, text)] = read_phone()
+    page = browser.post("/recover/otp/", {"otp": otp_of(text)}, follow=True).content.decode()
+    assert "khóa" in page and "cơ quan BHXH" in page
+    assert not Case.objects.exists() and read_phone() == []
