@@ -46,21 +46,25 @@ def summary(request: HttpRequest) -> dict[str, Any]:
     """What the first page of an account shows, and the app's."""
     login = request.user
     until = cooling_until(login.account_id)
-    keys = [(passkey.wrap().name, passkey.created_at) for passkey in passkeys(login)]
-    addresses = [(address.email, address.since) for address in confirmed(login.account_id)]
+    keys = [("passkey", passkey.wrap().name, passkey.created_at) for passkey in passkeys(login)]
+    addresses = [("email", address.email, address.since) for address in confirmed(login.account_id)]
     before = until and until - COOLING
     return {
         "account": login.account,
         "phone": msisdn.mask(login.account.phone),
         "has_password": login.has_usable_password(),
         "password_set_at": history.password_set_at(login),
-        "passkeys": [name for name, _since in keys],
-        "emails": [email for email, _since in addresses],
+        "passkeys": [name for _kind, name, _since in keys],
+        "emails": [email for _kind, email, _since in addresses],
         "services": [agreement.client.name for agreement in agreements(login)],
         "signed_in": sum(seat.signed_in for seat in sittings.seats(login, request.session.row_key)),
         "latest": [tell(entry) for entry in history.latest_sign_ins(login, _LATEST)],
         "until": until,
-        "kept": [name for name, since in [*keys, *addresses] if before and since <= before],
+        "kept": [
+            {"kind": kind, "name": name}
+            for kind, name, since in [*keys, *addresses]
+            if before and since <= before
+        ],
     }
 
 

@@ -17,15 +17,13 @@ class Told:
     at: datetime
     title: str
     details: list[str]
-    alarming: bool
-    """Whether its owner should look twice."""
 
 
 def tell(entry: Entry) -> Told:
     """The entry in the language that is active."""
     title = _asked(entry.channel) if entry.what == CASE else _title(entry)
     details = [detail for detail in (_sent(entry), _by(entry), _wrong(entry), _became(entry)) if detail]
-    return Told(entry.at, title, details, entry.what == WRONG_PASSWORDS)
+    return Told(entry.at, title, details)
 
 
 def moment(at: datetime) -> str:

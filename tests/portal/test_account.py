@@ -57,7 +57,7 @@ def test_after_a_re_issue_it_lists_what_was_there_before(browser, citizen, open_
     until = timezone.localtime(Case.objects.get().ended_at + timedelta(hours=24)).strftime("%H:%M %d/%m/%Y")
     page = text_of(browser, "/")
     assert "Mật khẩu vừa được cấp lại" in page
-    assert re.search(rf"không thể bị xóa trước {until} : lan@example.vn", page)
+    assert re.search(rf"không thể bị xóa trước {until} : Email: lan@example.vn", page)
     Case.objects.update(ended_at=timezone.now() - timedelta(hours=25))
     assert "vừa được cấp lại" not in text_of(browser, "/")
 
