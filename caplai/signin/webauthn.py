@@ -39,15 +39,14 @@ from fido2.webauthn import (
 from caplai.service.passkeys import MOST
 from caplai.signin.backend import PasswordBackend
 from caplai.signin.client import client_of, name_of
+from caplai.signin.sessions import CHALLENGES
 from caplai.store.models import Login
 
 MOST_OCTETS = 65_536
 """Of what an authenticator sends, as JSON; real ones send three thousand."""
 NAME_LENGTH = 60
-_CHALLENGES = "passkey_challenges"
-"""Of a session: the latest that it was given, each [the library's state, purpose, when]."""
 _PENDING = 4
-"""So many, for as many tabs."""
+"""Challenges of a session, each [the library's state, purpose, when]: the latest, for as many tabs."""
 _GOOD_FOR = 3600.0
 """Seconds. The offer in a field's suggestions stands as long as its page is open."""
 _PATIENCE = 300_000
@@ -250,16 +249,16 @@ def _login(handle: bytes | None) -> Login | None:
 
 
 def _give(request: HttpRequest, state: dict, purpose: str) -> None:
-    pending = request.session.get(_CHALLENGES, [])
-    request.session[_CHALLENGES] = [*pending, [state, purpose, int(time.time())]][-_PENDING:]
+    pending = request.session.get(CHALLENGES, [])
+    request.session[CHALLENGES] = [*pending, [state, purpose, int(time.time())]][-_PENDING:]
 
 
 def _take(request: HttpRequest, challenge: bytes, purpose: str) -> dict | None:
     """The library's state of a challenge that this session was given for that; it is spent."""
-    pending = request.session.get(_CHALLENGES, [])
+    pending = request.session.get(CHALLENGES, [])
     name = websafe_encode(challenge)
     found = [one for one in pending if one[0]["challenge"] == name]
     if found:
-        request.session[_CHALLENGES] = [one for one in pending if one not in found]
+        request.session[CHALLENGES] = [one for one in pending if one not in found]
     good = [one[0] for one in found if one[1] == purpose and time.time() - one[2] < _GOOD_FOR]
     return good[0] if good else None

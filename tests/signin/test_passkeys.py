@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import pytest
 from allauth.mfa.models import Authenticator
+from django.conf import settings
 from django.contrib.sessions.models import Session
 from django.test import Client
 from django.utils import timezone
@@ -169,6 +170,19 @@ def test_nonsense_is_refused(browser, citizen, login, open_case, text):
     assert answer.redirect_chain == [("/choose-password/", 302)]
     assert "Chưa lưu được vân tay hoặc khuôn mặt." in answer.content.decode()
     assert Case.objects.get().ended_at is None
+
+
+def test_what_anybody_may_ask_for_is_kept_for_an_hour_only(browser, login, key):
+    def lives() -> float:
+        return (Session.objects.get().expire_date - timezone.now()) / timedelta(minutes=1)
+
+    options = asked(browser)
+    assert 59 < lives() <= 60
+    browser.get("/login/")
+    assert Session.objects.count() == 1
+    send(browser, key.show(options))
+    assert is_in(browser)
+    assert lives() == pytest.approx(settings.SESSION_IDLE / timedelta(minutes=1), abs=1)
 
 
 def spoilt(answer: dict, chance: random.Random) -> dict:
