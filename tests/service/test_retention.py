@@ -271,6 +271,16 @@ def test_the_rest_is_removed(conn):
         insert into figures_heavy (month, number, day, phone, count)
             select now()::date - 212, number, now()::date - 212, '0327xxx686', 1 from (values (10), (11)) n (number);
         insert into guess (at, network) values (now() - interval '73 hours', 'old'), (now(), 'new');
+        insert into mail (name, kind, account, until, created_at)
+            select gen_random_uuid(), kind, '', now(), now() - days * interval '1 day'
+            from (values ('old', 91), ('new', 89)) m (kind, days);
+        insert into address (name, account, email, codes, tries, added_at, confirmed_at, removed_at)
+            select gen_random_uuid(), '', email, 1, 0, now() - interval '500 days', now() - interval '400 days',
+                now() - removed * interval '1 day'
+            from (values ('kept', null), ('removed', 91)) a (email, removed);
+        insert into hold (account, by, since, lifted_at, lifted_by)
+            select account, 'mail', now() - interval '500 days', now() - lifted * interval '1 day', 'x'
+            from (values ('lifted', 401), ('standing', null)) h (account, lifted);
         insert into django_session values ('old', '', now() - interval '1 s'), ('new', '', now() + interval '1 h');
     """)
     gone = run(conn)
@@ -279,6 +289,9 @@ def test_the_rest_is_removed(conn):
             "events",
             "old-passwords",
             "receipts",
+            "mails",
+            "addresses",
+            "holds",
             "binds",
             "processes",
             "figures",
@@ -296,6 +309,9 @@ def test_the_rest_is_removed(conn):
         "select source from segment where source = 'b'",
         "select code from taken_over_password where code = '0000000042'",
         "select network from guess where network = 'new'",
+        "select kind from mail where kind = 'new'",
+        "select email from address where email = 'kept'",
+        "select account from hold where account = 'standing'",
         "select session_key from django_session where session_key = 'new'",
         "select phone from figures_heavy where number = 10",
     ):
