@@ -5,12 +5,10 @@ anything about an account: for a code that nobody has, and for one that no OTP c
 statements in the same order, writes the same rows but for the message, and returns the same.
 
 Each verb is one transaction of Django's connection. Subjects are locked before anything is counted (locks.py): the
-code, the phone, the network and its neighbourhood, and the site for what it may send in an hour. The OTP itself is in
-no table (domain/otp.py).
+code, the phone, the network and its neighbourhood, and the site for what it may send in an hour
+(forgotten_facts.py). The OTP itself is in no table (domain/otp.py).
 """
 
-import hashlib
-import ipaddress
 import logging
 import secrets
 from collections.abc import Iterator
@@ -27,17 +25,28 @@ from django.db import connection, transaction
 from caplai.domain import msisdn, otp
 from caplai.domain.grammar import Reissue
 from caplai.domain.issuing import new_case_ids
-from caplai.domain.otp import Budget, Budgets, Channel, Sending, Spent
+from caplai.domain.otp import Budget, Channel, Sending
 from caplai.domain.policy import GRANTED, Outcome
 from caplai.domain.policy import decide as decide_reissue
-from caplai.service import credentials, forgotten_mail, keys, locks, mail
-from caplai.service import requests as reissues
+from caplai.service import credentials, forgotten_mail
 from caplai.service.addresses import Confirmed
+from caplai.service.forgotten_facts import (
+    Asker,
+    Facts,
+    Row,
+    Rules,
+    find,
+    gather_facts,
+    hash_of,
+    lock,
+    look_up,
+    named,
+    now_of,
+)
 from caplai.service.ledger import gather
 from caplai.service.reissue import reissue
 from caplai.service.requests import ReplyTo, Request
 from caplai.store import queues
-from caplai.store.db import named_lock
 from caplai.store.keyring import KeyringError
 from caplai.store.models import Login
 from caplai.watch import metrics
@@ -49,8 +58,6 @@ _OPENS_AS = {Channel.SMS: "web", Channel.EMAIL: "email"}
 ALARM = "otp_alarm"
 """The switch that says which budget was used up, until when it is not told again."""
 _ALARM_LASTS = timedelta(hours=1)
-_SITE = named_lock(11, "otp")
-_HOUR, _DAY = timedelta(hours=1), timedelta(days=1)
 
 for _each in (*Sending, *(f"{Sending.BUSY}_{budget}" for budget in otp.ALARMING)):
     metrics.otps.labels(str(_each))
@@ -69,48 +76,6 @@ class Proof(Enum):
     """Nothing was looked at and nothing counted; `retry_at` says when it will be."""
     TRY_AGAIN = "try_again"
     """This host lacks a key; nothing was counted."""
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Rules:
-    """What the operator configured, as these verbs need it."""
-
-    reissue: reissues.Rules
-    signin: credentials.Rules
-    budgets: Budgets
-    lifetime: timedelta
-    mail_lifetime: timedelta
-    wording: str
-    """Of the OTP's text."""
-    granted: str
-    granted_family: str
-    """Wordings of the new password's text; `family` for a phone of several accounts."""
-    sender: str
-    choose_at_once: bool
-
-    def can_send(self, channel: Channel) -> bool:
-        """Whether any link takes messages that answer none; whether there is a mail server."""
-        return mail.is_on() if channel is Channel.EMAIL else self.reissue.mt_link is not None
-
-    def lasts(self, channel: Channel) -> timedelta:
-        return self.mail_lifetime if channel is Channel.EMAIL else self.lifetime
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Asker:
-    """Who asks: a network as the doors name it, and the token that the device brought, if any."""
-
-    network: str
-    device: str | None = None
-
-    @property
-    def prefix(self) -> str:
-        """The neighbourhood: an IPv4 /24, an IPv6 /48."""
-        try:
-            found = ipaddress.ip_network(self.network, strict=False)
-        except ValueError:
-            return self.network
-        return str(found.supernet(new_prefix=24 if found.version == 4 else 48))
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -159,40 +124,6 @@ class Proved:
     by_text: bool = False
 
 
-_RECOVERY = (
-    "id, code, channel, phone, addresses, network, key, version, created_at, expires_at, tries, asks, asked_at,"
-    " ended_at, ended_as, proved_at, outcome, until, by_text"
-)
-
-
-@dataclass(slots=True, repr=False)
-class _Row:
-    """A row of `recovery`, as _RECOVERY names its columns."""
-
-    id: UUID
-    code: str
-    channel: Channel
-    phone: str | None
-    addresses: bytes | None
-    network: str
-    key: str
-    version: int
-    created_at: datetime
-    expires_at: datetime
-    tries: int
-    asks: int
-    asked_at: datetime
-    ended_at: datetime | None
-    ended_as: str | None
-    proved_at: datetime | None
-    outcome: str | None
-    until: datetime | None
-    by_text: bool | None
-
-    def lives(self, now: datetime) -> bool:
-        return self.ended_at is None and self.expires_at > now
-
-
 def ask(
     code: str, asker: Asker, *, secret: str | None, rules: Rules, channel: Channel = Channel.SMS
 ) -> Asked:
@@ -204,10 +135,10 @@ def ask(
     """
     _insist_on_keys(rules)
     with _transaction() as conn:
-        old = _find(conn, secret)
-        now, phone = _look_up(conn, code)
-        _lock(conn, code, phone, asker)
-        old = _find(conn, secret)  # as it is under the locks
+        old = find(conn, secret)
+        now, phone = look_up(conn, code)
+        lock(conn, code, phone, asker)
+        old = find(conn, secret)  # as it is under the locks
         if old is not None and old.lives(now) and (old.code, old.channel) == (code, channel):
             return _again(conn, old, asker, rules)
         if old is not None:
@@ -216,7 +147,7 @@ def ask(
                 " where id = %s and ended_at is null",
                 [old.id],
             )
-        facts = _gather(conn, code, asker, rules, channel)
+        facts = gather_facts(conn, code, asker, rules, channel)
         sending = _decide(conn, facts, rules, channel)
         if sending is not Sending.SENT:
             return Asked(sending)
@@ -235,7 +166,7 @@ def ask(
                 forgotten_mail.fingerprint(addresses),
                 asker.network,
                 asker.prefix,
-                _hash(secret),
+                hash_of(secret),
                 facts.key or rules.reissue.keyring().active,
                 otp.VERSION,
                 facts.now,
@@ -257,12 +188,12 @@ def again(secret: str | None, asker: Asker, *, rules: Rules) -> Asked:
     """
     _insist_on_keys(rules)
     with _transaction() as conn:
-        row = _find(conn, secret)
+        row = find(conn, secret)
         if row is None:
             return Asked(None)
-        now, phone = _look_up(conn, row.code)
-        _lock(conn, row.code, phone, asker)
-        row = _find(conn, secret)
+        now, phone = look_up(conn, row.code)
+        lock(conn, row.code, phone, asker)
+        row = find(conn, secret)
         if row is None or not row.lives(now):
             return Asked(None)
         return _again(conn, row, asker, rules)
@@ -271,10 +202,10 @@ def again(secret: str | None, asker: Asker, *, rules: Rules) -> Asked:
 def look(secret: str | None, *, rules: Rules) -> Standing | None:
     """How this browser's request stands; None if it has none."""
     with _transaction() as conn:
-        row = _find(conn, secret)
+        row = find(conn, secret)
         if row is None:
             return None
-        now = _now(conn)
+        now = now_of(conn)
     may_again = row.asks < rules.budgets.sends and row.lives(now)
     return Standing(
         channel=row.channel,
@@ -296,15 +227,15 @@ def prove(secret: str | None, typed: str, asker: Asker, *, rules: Rules) -> Prov
     """
     _insist_on_keys(rules)
     with _transaction() as conn:
-        row = _find(conn, secret)
+        row = find(conn, secret)
         if row is None:
             return Proved(Proof.OVER)
-        _, phone = _look_up(conn, row.code)
+        _, phone = look_up(conn, row.code)
         # reissue() takes those of account and phone again: all of them before the network's, as everybody does.
-        _lock(conn, row.code, phone, asker, site=False)
-        row = _find(conn, secret)
+        lock(conn, row.code, phone, asker, site=False)
+        row = find(conn, secret)
         assert row is not None
-        facts = _gather(conn, row.code, asker, rules, row.channel)
+        facts = gather_facts(conn, row.code, asker, rules, row.channel)
         if not row.lives(facts.now):
             return Proved(Proof.OVER)
         if until := _throttled_until(facts, rules):
@@ -329,14 +260,14 @@ def prove_link(token: str, asker: Asker, *, rules: Rules) -> Proved:
     if name is None:
         return Proved(Proof.OVER)
     with _transaction() as conn:
-        row = _named(conn, name)
+        row = named(conn, name)
         if row is None:
             return Proved(Proof.OVER)
-        _, phone = _look_up(conn, row.code)
-        _lock(conn, row.code, phone, asker, site=False)
-        row = _named(conn, name)
+        _, phone = look_up(conn, row.code)
+        lock(conn, row.code, phone, asker, site=False)
+        row = named(conn, name)
         assert row is not None
-        facts = _gather(conn, row.code, asker, rules, row.channel)
+        facts = gather_facts(conn, row.code, asker, rules, row.channel)
         if not (_is_open_to_its_link(conn, row, facts) and _is_theirs(row, facts) and facts.approved):
             return Proved(Proof.OVER)
         return _reissue(conn, row, facts, rules)
@@ -345,86 +276,7 @@ def prove_link(token: str, asker: Asker, *, rules: Rules) -> Proved:
 # --- asking ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class _Facts:
-    """What the store knows about one code and one asker, at one moment under the locks."""
-
-    now: datetime
-    open: bool
-    key: str | None
-    """The active issuing key."""
-    account: str | None
-    phone: str | None
-    approved: bool
-    device: int | None
-    guesses: int
-    """Wrong ones that count: of this device if it is known, else of all unknown devices together."""
-    site_failures: int
-    failures: list[datetime]
-    spent: Spent
-
-    def is_reachable(self, rules: Rules) -> bool:
-        """Whether an OTP could open anything."""
-        return self.approved and self.guesses < rules.signin.guesses
-
-    def is_told(self, rules: Rules) -> bool:
-        return self.is_reachable(rules) and not otp.silenced(self.spent, rules.budgets)
-
-
-_GATHER = """
-select t.now, coalesce((select (value->>'open')::bool from switch where name = 'service'), true),
-       (select id from key where kind = 'issuing' and state = 'active'),
-       a.code, a.phone,
-       -- A hold switches the login off, too; its owner is told of it after the proof.
-       coalesce(a.state = 'approved', false) and (coalesce(l.is_active, true) or exists (
-           select from hold h where h.account = a.code and h.lifted_at is null and h.switched_off)), d.id,
-       (select count(*) from guess g where g.account = a.code and not g.cleared
-           and g.at > t.now - %(guess_window)s and g.device is not distinct from d.id),
-       (select count(*) from (select from guess g where g.at > t.now - interval '1 minute' limit %(minute)s) x),
-       array(select g.at from guess g where g.network = %(network)s and g.at > t.now - %(network_window)s
-           order by g.at desc limit %(network_failures)s),
-       (select coalesce(sum(asks), 0)::int from recovery where code = %(code)s and created_at > t.now - %(day)s
-           and channel = %(channel)s),
-       (select coalesce(sum(sends), 0)::int from recovery where phone = a.phone and created_at > t.now - %(day)s),
-       (select coalesce(sum(asks), 0)::int from recovery where network = %(network)s and created_at > t.now - %(day)s),
-       (select coalesce(sum(asks), 0)::int from recovery where prefix = %(prefix)s and created_at > t.now - %(hour)s),
-       s.sent, s.settled, s.unverified
-from (select clock_timestamp() as now) t
-left join account a on a.code = %(code)s
-left join login l on l.username = %(code)s
-left join device d on d.login_id = l.id and d.token_hash = %(device)s
-cross join lateral (
-    select coalesce(sum(sends), 0)::int as sent,
-           count(*) filter (where sends > 0 and expires_at <= t.now)::int as settled,
-           count(*) filter (where sends > 0 and expires_at <= t.now and proved_at is null)::int as unverified
-    from recovery where created_at > t.now - %(hour)s and channel = 'sms' and %(channel)s = 'sms') s
-"""
-
-
-def _gather(conn: psycopg.Connection, code: str, asker: Asker, rules: Rules, channel: Channel) -> _Facts:
-    signin = rules.signin
-    keys.begin_opening(conn)
-    row = conn.execute(
-        _GATHER,
-        {
-            "code": code,
-            "channel": channel.value,
-            "device": _hash(asker.device) if asker.device else None,
-            "network": asker.network,
-            "prefix": asker.prefix,
-            "guess_window": signin.guess_window,
-            "network_window": signin.network_window,
-            "network_failures": signin.network_failures,
-            "minute": signin.site_failures_minute,
-            "hour": _HOUR,
-            "day": _DAY,
-        },
-    ).fetchone()
-    assert row is not None
-    return _Facts(*row[:-7], Spent(*row[-7:]))  # type: ignore[call-arg]
-
-
-def _decide(conn: psycopg.Connection, facts: _Facts, rules: Rules, channel: Channel) -> Sending:
+def _decide(conn: psycopg.Connection, facts: Facts, rules: Rules, channel: Channel) -> Sending:
     """What is said to everybody who asks so; the alarm is raised where it must be."""
     budget = otp.exhausted(facts.spent, rules.budgets)
     if not facts.open:
@@ -441,8 +293,8 @@ def _decide(conn: psycopg.Connection, facts: _Facts, rules: Rules, channel: Chan
     return sending
 
 
-def _again(conn: psycopg.Connection, row: _Row, asker: Asker, rules: Rules) -> Asked:
-    facts = _gather(conn, row.code, asker, rules, row.channel)
+def _again(conn: psycopg.Connection, row: Row, asker: Asker, rules: Rules) -> Asked:
+    facts = gather_facts(conn, row.code, asker, rules, row.channel)
     again_at = row.asked_at + rules.budgets.pause
     if row.asks >= rules.budgets.sends:
         return Asked(Sending.SENT)
@@ -467,7 +319,7 @@ def _again(conn: psycopg.Connection, row: _Row, asker: Asker, rules: Rules) -> A
 
 
 def _recipients(
-    facts: _Facts, code: str, rules: Rules, channel: Channel
+    facts: Facts, code: str, rules: Rules, channel: Channel
 ) -> tuple[str | None, list[Confirmed]]:
     """Whom the OTP goes to: a phone, or addresses; for others nobody."""
     if channel is Channel.EMAIL:
@@ -535,7 +387,7 @@ def _raise_alarm(conn: psycopg.Connection, budget: Budget) -> None:
 # --- proving ---------------------------------------------------------------------------------------
 
 
-def _throttled_until(facts: _Facts, rules: Rules) -> datetime | None:
+def _throttled_until(facts: Facts, rules: Rules) -> datetime | None:
     """As at the sign-in: a known device does not pay for its network's strangers."""
     signin = rules.signin
     if facts.device is not None and facts.guesses < signin.guesses:
@@ -546,7 +398,7 @@ def _throttled_until(facts: _Facts, rules: Rules) -> datetime | None:
     return facts.failures[limit - 1] + signin.network_window if len(facts.failures) >= limit else None
 
 
-def _is_theirs(row: _Row, facts: _Facts) -> bool:
+def _is_theirs(row: Row, facts: Facts) -> bool:
     """Whether it was sent at all, and those that it was sent to are still the owner's."""
     if row.channel is Channel.EMAIL:
         addresses = forgotten_mail.fingerprint(forgotten_mail.reached(row.code))
@@ -554,7 +406,7 @@ def _is_theirs(row: _Row, facts: _Facts) -> bool:
     return row.phone is not None and row.phone == facts.phone
 
 
-def _is_open_to_its_link(conn: psycopg.Connection, row: _Row, facts: _Facts) -> bool:
+def _is_open_to_its_link(conn: psycopg.Connection, row: Row, facts: Facts) -> bool:
     if row.channel is not Channel.EMAIL or row.expires_at <= facts.now:
         return False
     if row.ended_as == "proved":
@@ -567,7 +419,7 @@ def _is_open_to_its_link(conn: psycopg.Connection, row: _Row, facts: _Facts) -> 
     return row.ended_as in (None, "tried_out")
 
 
-def _count_wrong(conn: psycopg.Connection, row: _Row, facts: _Facts, asker: Asker) -> Proved:
+def _count_wrong(conn: psycopg.Connection, row: Row, facts: Facts, asker: Asker) -> Proved:
     conn.execute(
         "insert into guess (account, device, network) values (%s, %s, %s)",
         [facts.account, facts.device, asker.network],
@@ -581,7 +433,7 @@ def _count_wrong(conn: psycopg.Connection, row: _Row, facts: _Facts, asker: Aske
     return Proved(Proof.WRONG, tries=max(0, left))
 
 
-def _reissue(conn: psycopg.Connection, row: _Row, facts: _Facts, rules: Rules) -> Proved:
+def _reissue(conn: psycopg.Connection, row: Row, facts: Facts, rules: Rules) -> Proved:
     assert facts.phone is not None
     phone, chooses = facts.phone, rules.choose_at_once or row.channel is Channel.EMAIL
     family = conn.execute("select count(*) from account where phone = %s", [phone]).fetchone()
@@ -642,53 +494,3 @@ def _insist_on_keys(rules: Rules) -> None:
 def _transaction() -> Iterator[psycopg.Connection[Any]]:
     with transaction.atomic(), connection.wrap_database_errors:
         yield connection.connection
-
-
-def _find(conn: psycopg.Connection, secret: str | None) -> _Row | None:
-    found = conn.execute(
-        f"select {_RECOVERY} from recovery where secret_hash = %s",  # noqa: S608 - names of columns
-        [_hash(secret or "")],
-    ).fetchone()
-    return _row(found)
-
-
-def _named(conn: psycopg.Connection, id_: UUID) -> _Row | None:
-    return _row(conn.execute(f"select {_RECOVERY} from recovery where id = %s", [id_]).fetchone())  # noqa: S608
-
-
-def _row(found: tuple[Any, ...] | None) -> _Row | None:
-    if found is None:
-        return None
-    row = _Row(*found)
-    row.channel = Channel(row.channel)
-    return row
-
-
-def _look_up(conn: psycopg.Connection, code: str) -> tuple[datetime, str | None]:
-    """The time, and which phone has to be locked; it is read again under the lock."""
-    row = conn.execute(
-        "select clock_timestamp(), (select phone from account where code = %s)", [code]
-    ).fetchone()
-    assert row is not None
-    return row[0], row[1]
-
-
-def _lock(conn: psycopg.Connection, code: str, phone: str | None, asker: Asker, *, site: bool = True) -> None:
-    """Lock all subjects. A code that nobody has has a phone that nobody has."""
-    wanted = [
-        locks.account_key(code),
-        locks.phone_key(phone or f"none/{code}"),
-        locks.network_key(asker.network),
-        locks.network_key(asker.prefix),
-    ]
-    locks.take(conn, [*wanted, _SITE] if site else wanted)
-
-
-def _now(conn: psycopg.Connection) -> datetime:
-    row = conn.execute("select clock_timestamp()").fetchone()
-    assert row is not None
-    return row[0]
-
-
-def _hash(token: str) -> bytes:
-    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()

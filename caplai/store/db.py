@@ -201,7 +201,7 @@ def named_lock(kind: int, name: str) -> int:
 
     Kinds in use: 1 account, 2 phone, 3 network (service/locks.py), 4 lease of a link (leases.py), 5 accepting on a
     link, 6 agreeing on keys (service/keys.py), 7 matching receipts, 9 retention, 10 figures, 11 one-time codes
-    (service/forgotten.py).
+    (service/forgotten_facts.py).
     """
     return kind << 56 | int.from_bytes(hashlib.blake2b(name.encode(), digest_size=6).digest(), "big")
 

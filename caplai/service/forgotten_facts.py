@@ -1,0 +1,225 @@
+"""What the verbs of a forgotten password (forgotten.py) go by: the rules, who asks, a request as it is stored, and the
+facts of one code and one asker, gathered under the locks of all that they are about.
+"""
+
+import hashlib
+import ipaddress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import psycopg
+
+from caplai.domain import otp
+from caplai.domain.otp import Budgets, Channel, Spent
+from caplai.service import credentials, keys, locks, mail, requests
+from caplai.store.db import named_lock
+
+_SITE = named_lock(11, "otp")
+_HOUR, _DAY = timedelta(hours=1), timedelta(days=1)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Rules:
+    """What the operator configured, as these verbs need it."""
+
+    reissue: requests.Rules
+    signin: credentials.Rules
+    budgets: Budgets
+    lifetime: timedelta
+    mail_lifetime: timedelta
+    wording: str
+    """Of the OTP's text."""
+    granted: str
+    granted_family: str
+    """Wordings of the new password's text; `family` for a phone of several accounts."""
+    sender: str
+    choose_at_once: bool
+
+    def can_send(self, channel: Channel) -> bool:
+        """Whether any link takes messages that answer none; whether there is a mail server."""
+        return mail.is_on() if channel is Channel.EMAIL else self.reissue.mt_link is not None
+
+    def lasts(self, channel: Channel) -> timedelta:
+        return self.mail_lifetime if channel is Channel.EMAIL else self.lifetime
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Asker:
+    """Who asks: a network as the doors name it, and the token that the device brought, if any."""
+
+    network: str
+    device: str | None = None
+
+    @property
+    def prefix(self) -> str:
+        """The neighbourhood: an IPv4 /24, an IPv6 /48."""
+        try:
+            found = ipaddress.ip_network(self.network, strict=False)
+        except ValueError:
+            return self.network
+        return str(found.supernet(new_prefix=24 if found.version == 4 else 48))
+
+
+_RECOVERY = (
+    "id, code, channel, phone, addresses, network, key, version, created_at, expires_at, tries, asks, asked_at,"
+    " ended_at, ended_as, proved_at, outcome, until, by_text"
+)
+
+
+@dataclass(slots=True, repr=False)
+class Row:
+    """A row of `recovery`, as _RECOVERY names its columns."""
+
+    id: UUID
+    code: str
+    channel: Channel
+    phone: str | None
+    addresses: bytes | None
+    network: str
+    key: str
+    version: int
+    created_at: datetime
+    expires_at: datetime
+    tries: int
+    asks: int
+    asked_at: datetime
+    ended_at: datetime | None
+    ended_as: str | None
+    proved_at: datetime | None
+    outcome: str | None
+    until: datetime | None
+    by_text: bool | None
+
+    def lives(self, now: datetime) -> bool:
+        return self.ended_at is None and self.expires_at > now
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Facts:
+    """What the store knows about one code and one asker, at one moment under the locks."""
+
+    now: datetime
+    open: bool
+    key: str | None
+    """The active issuing key."""
+    account: str | None
+    phone: str | None
+    approved: bool
+    device: int | None
+    guesses: int
+    """Wrong ones that count: of this device if it is known, else of all unknown devices together."""
+    site_failures: int
+    failures: list[datetime]
+    spent: Spent
+
+    def is_reachable(self, rules: Rules) -> bool:
+        """Whether an OTP could open anything."""
+        return self.approved and self.guesses < rules.signin.guesses
+
+    def is_told(self, rules: Rules) -> bool:
+        return self.is_reachable(rules) and not otp.silenced(self.spent, rules.budgets)
+
+
+_GATHER = """
+select t.now, coalesce((select (value->>'open')::bool from switch where name = 'service'), true),
+       (select id from key where kind = 'issuing' and state = 'active'),
+       a.code, a.phone,
+       -- A hold switches the login off, too; its owner is told of it after the proof.
+       coalesce(a.state = 'approved', false) and (coalesce(l.is_active, true) or exists (
+           select from hold h where h.account = a.code and h.lifted_at is null and h.switched_off)), d.id,
+       (select count(*) from guess g where g.account = a.code and not g.cleared
+           and g.at > t.now - %(guess_window)s and g.device is not distinct from d.id),
+       (select count(*) from (select from guess g where g.at > t.now - interval '1 minute' limit %(minute)s) x),
+       array(select g.at from guess g where g.network = %(network)s and g.at > t.now - %(network_window)s
+           order by g.at desc limit %(network_failures)s),
+       (select coalesce(sum(asks), 0)::int from recovery where code = %(code)s and created_at > t.now - %(day)s
+           and channel = %(channel)s),
+       (select coalesce(sum(sends), 0)::int from recovery where phone = a.phone and created_at > t.now - %(day)s),
+       (select coalesce(sum(asks), 0)::int from recovery where network = %(network)s and created_at > t.now - %(day)s),
+       (select coalesce(sum(asks), 0)::int from recovery where prefix = %(prefix)s and created_at > t.now - %(hour)s),
+       s.sent, s.settled, s.unverified
+from (select clock_timestamp() as now) t
+left join account a on a.code = %(code)s
+left join login l on l.username = %(code)s
+left join device d on d.login_id = l.id and d.token_hash = %(device)s
+cross join lateral (
+    select coalesce(sum(sends), 0)::int as sent,
+           count(*) filter (where sends > 0 and expires_at <= t.now)::int as settled,
+           count(*) filter (where sends > 0 and expires_at <= t.now and proved_at is null)::int as unverified
+    from recovery where created_at > t.now - %(hour)s and channel = 'sms' and %(channel)s = 'sms') s
+"""
+
+
+def gather_facts(conn: psycopg.Connection, code: str, asker: Asker, rules: Rules, channel: Channel) -> Facts:
+    signin = rules.signin
+    keys.begin_opening(conn)
+    row = conn.execute(
+        _GATHER,
+        {
+            "code": code,
+            "channel": channel.value,
+            "device": hash_of(asker.device) if asker.device else None,
+            "network": asker.network,
+            "prefix": asker.prefix,
+            "guess_window": signin.guess_window,
+            "network_window": signin.network_window,
+            "network_failures": signin.network_failures,
+            "minute": signin.site_failures_minute,
+            "hour": _HOUR,
+            "day": _DAY,
+        },
+    ).fetchone()
+    assert row is not None
+    return Facts(*row[:-7], Spent(*row[-7:]))  # type: ignore[call-arg]
+
+
+def find(conn: psycopg.Connection, secret: str | None) -> Row | None:
+    found = conn.execute(
+        f"select {_RECOVERY} from recovery where secret_hash = %s",  # noqa: S608 - names of columns
+        [hash_of(secret or "")],
+    ).fetchone()
+    return _row(found)
+
+
+def named(conn: psycopg.Connection, id_: UUID) -> Row | None:
+    return _row(conn.execute(f"select {_RECOVERY} from recovery where id = %s", [id_]).fetchone())  # noqa: S608
+
+
+def _row(found: tuple[Any, ...] | None) -> Row | None:
+    if found is None:
+        return None
+    row = Row(*found)
+    row.channel = Channel(row.channel)
+    return row
+
+
+def look_up(conn: psycopg.Connection, code: str) -> tuple[datetime, str | None]:
+    """The time, and which phone has to be locked; it is read again under the lock."""
+    row = conn.execute(
+        "select clock_timestamp(), (select phone from account where code = %s)", [code]
+    ).fetchone()
+    assert row is not None
+    return row[0], row[1]
+
+
+def lock(conn: psycopg.Connection, code: str, phone: str | None, asker: Asker, *, site: bool = True) -> None:
+    """Lock all subjects. A code that nobody has has a phone that nobody has."""
+    wanted = [
+        locks.account_key(code),
+        locks.phone_key(phone or f"none/{code}"),
+        locks.network_key(asker.network),
+        locks.network_key(asker.prefix),
+    ]
+    locks.take(conn, [*wanted, _SITE] if site else wanted)
+
+
+def now_of(conn: psycopg.Connection) -> datetime:
+    row = conn.execute("select clock_timestamp()").fetchone()
+    assert row is not None
+    return row[0]
+
+
+def hash_of(token: str) -> bytes:
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
