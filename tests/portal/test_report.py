@@ -232,3 +232,15 @@ def test_the_web_s_way_back_in_says_so_after_the_proof(lan, use, browser):
     page = browser.post("/recover/otp/", {"otp": otp_of(text)}, follow=True).content.decode()
     assert "khóa" in page and "cơ quan BHXH" in page
     assert not Case.objects.exists() and read_phone() == []
+
+
+def test_a_link_s_token_is_in_no_table(post, lan, conn):
+    tell(lan.username)
+    path = path_in(post.newest(OLD))
+    Client().get(path)
+    Client().post(path)
+    secret = path.split("/")[2][22:]  # what stands before it is the mail's name
+    for (table,) in conn.execute(
+        "select relname from pg_class where relkind = 'r' and relnamespace = 'public'::regnamespace"
+    ):
+        assert secret not in str(conn.execute(f"select t::text from {table} t").fetchall()), table
