@@ -108,6 +108,7 @@ def _became(entry: Entry) -> str | None:
             "": _("Nobody got on with it."),
             "proved": _("It was typed right."),
             "over_limit": _("It was typed right, but there were too many requests."),
+            "held": _("It was typed right, but the account is locked."),
         }.get(entry.state)
     if entry.what != CASE or entry.until is None:
         return None

@@ -2,6 +2,7 @@
 
 import json
 import re
+import uuid
 from datetime import timedelta
 
 import pytest
@@ -14,7 +15,18 @@ from django.utils import timezone
 from caplai.domain.issuing import Inputs, derive
 from caplai.service import credentials
 from caplai.service.reissue import reissue_inbox
-from caplai.store.models import Account, Case, Device, Event, Guess, Inbox, Login, Sitting, TakenOverPassword
+from caplai.store.models import (
+    Account,
+    Case,
+    Device,
+    Event,
+    Guess,
+    Inbox,
+    Login,
+    Recovery,
+    Sitting,
+    TakenOverPassword,
+)
 from tests.signin.conftest import CHOSEN, App, is_in, sign_in
 from tests.signin.test_sittings import ANDROID
 
@@ -377,3 +389,27 @@ def test_nothing_of_a_person_in_events_and_logs(signed_in, citizen, login, caplo
         signed_in.cookies["caplai_session"].value,
     ):
         assert secret not in written and secret not in lines
+
+
+def test_a_code_that_somebody_asked_for_is_told(signed_in, citizen):
+    """By page: the one-time code; of whoever asked there is nothing to tell."""
+    now = timezone.now()
+    common = {"code": citizen.code, "channel": "sms", "network": "203.0.113.9", "prefix": "", "key": "k", "version": 1,
+              "expires_at": now, "asked_at": now}  # fmt: skip
+    for number, (phone, rest) in enumerate(
+        [
+            (citizen.phone, {"tries": 3}),
+            (None, {}),
+            (citizen.phone, {"proved_at": now, "outcome": "held"}),
+            (citizen.phone, {"proved_at": now, "outcome": "issued"}),
+        ]
+    ):
+        at = now - timedelta(minutes=number)
+        row = {**common, "id": uuid.uuid4(), "secret_hash": bytes([number]), "created_at": at, "phone": phone}
+        Recovery.objects.create(**row, **rest)
+    page = text_of(signed_in, "/account/history/")
+    told = ["Mã đã gửi tới số 0327xxx686. Nhập sai mã: 3 lần. Không ai dùng được mã đó.", "Không gửi mã nào.",
+            "tài khoản đang bị khóa", "Mã đã được nhập đúng."]  # fmt: skip
+    places = [page.find(one) for one in told]
+    assert -1 not in places and places == sorted(places), page
+    assert "203.0.113" not in page
