@@ -57,14 +57,14 @@ def test_without_a_key_that_signs_it_is_put_off_and_no_outage(inside, party, mon
     clinic = party(trusted=True)
     code = arrived(inside.get(clinic.asks()))["code"]
     without = {kind: keys for kind, keys in settings.KEYRING.read().items() if kind != "oidc"}
-    monkeypatch.setattr(settings.KEYRING, "read", lambda: without)
-    assert inside.get("/.well-known/jwks.json").json() == {"keys": []}
-    assert inside.get(clinic.asks()).status_code == 503
-    answer = clinic.exchange(code)
-    assert (answer.status_code, answer.json()) == (503, {"error": "temporarily_unavailable"})
-    assert inside.get("/").status_code == 200
-    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
-    monkeypatch.undo()
+    with monkeypatch.context() as lacking:
+        lacking.setattr(settings.KEYRING, "read", lambda: without)
+        assert inside.get("/.well-known/jwks.json").json() == {"keys": []}
+        assert inside.get(clinic.asks()).status_code == 503
+        answer = clinic.exchange(code)
+        assert (answer.status_code, answer.json()) == (503, {"error": "temporarily_unavailable"})
+        assert inside.get("/").status_code == 200
+        assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert clinic.exchange(code).status_code == 200
 
 
