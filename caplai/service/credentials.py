@@ -41,7 +41,7 @@ from caplai.domain.grammar import CODE_LENGTH
 from caplai.domain.issuing import Inputs, Keyring, guessable, matches
 from caplai.service import locks
 from caplai.store import db
-from caplai.store.models import Account, Guess, Login, TakenOverPassword
+from caplai.store.models import Account, Guess, Hold, Login, TakenOverPassword
 
 log = logging.getLogger(__name__)
 
@@ -426,7 +426,8 @@ def _renew(facts: _Facts, guess: int, encoded: str) -> Checked:
         # Only if it is still the one that was verified: it may have been ended meanwhile, or renewed.
         ended, _ = TakenOverPassword.objects.filter(code=facts.code, hash=facts.taken_over).delete()
         approved = Account.objects.filter(code=facts.code, state=Account.State.APPROVED).exists()
-        login = login_of(facts.code) if ended and approved else None
+        held = Hold.objects.filter(account=facts.code, lifted_at__isnull=True).exists()
+        login = login_of(facts.code) if ended and approved and not held else None
         if login is None or not hold_active(login):
             transaction.set_rollback(True)
             return Checked(Outcome.WRONG)

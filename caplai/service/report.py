@@ -22,7 +22,7 @@ from django.db.models.functions import Now
 
 from caplai.domain import capability, msisdn
 from caplai.service import notices
-from caplai.service.credentials import lock
+from caplai.service.credentials import lock, login_of
 from caplai.service.notices import LABEL, YOUNG
 from caplai.store.models import (
     Account,
@@ -104,23 +104,21 @@ def report(
         case_id = case_id or opened.values_list("id", flat=True).first()
         opened.update(ended_at=Now(), ended_as=Case.End.REPORTED)
         TakenOverPassword.objects.filter(code=code).delete()
-        login = Login.objects.select_for_update().filter(account=code).first()
-        if login is not None:
-            was_on = login.is_active
-            login.password, login.stamp, login.is_active = make_password(None), new_stamp(), False
-            login.save(update_fields=["password", "stamp", "is_active"])
-            Device.objects.filter(login=login).delete()
-            also(login)
-        Hold.objects.create(account=code, by=by, case_id=case_id, switched_off=login is not None and was_on)
+        # Made if there was none: while there is one, an import brings no old password back.
+        login = Login.objects.select_for_update().get(pk=login_of(code).pk)
+        was_on = login.is_active
+        login.password, login.stamp, login.is_active = make_password(None), new_stamp(), False
+        login.save(update_fields=["password", "stamp", "is_active"])
+        Device.objects.filter(login=login).delete()
+        also(login)
+        Hold.objects.create(account=code, by=by, case_id=case_id, switched_off=was_on)
         # Told to who is older than a week only, and to nobody whom the reported one may have brought in.
         young = Address.objects.filter(account=code, removed_at__isnull=True).exclude(
             confirmed_at__lt=Now() - YOUNG
         )
         young.update(removed_at=Now())
         notices.tell(code, "reported")
-        Event.objects.create(
-            kind=REPORTED, login_id=login.pk if login else None, case_id=case_id, data={"by": by}
-        )
+        Event.objects.create(kind=REPORTED, login_id=login.pk, case_id=case_id, data={"by": by})
     metrics.reports.labels(by).inc()
     log.warning(
         "report: somebody said that it was not them; their account is held (caplai accounts hold list)"

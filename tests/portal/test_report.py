@@ -16,6 +16,8 @@ from caplai.domain import capability
 from caplai.domain.policy import Outcome
 from caplai.domain.replies import Texts, septets
 from caplai.service import notices, report
+from caplai.service.credentials import Outcome as Guessed
+from caplai.service.register import import_accounts
 from caplai.service.reissue import reissue_inbox
 from caplai.store import queues
 from caplai.store.models import (
@@ -36,6 +38,9 @@ from tests.portal.forgetting import otp_of, read_phone
 from tests.portal.test_recover import start, use
 from tests.service.test_reissue import replies
 from tests.signin.conftest import CHOSEN, is_in, sign_in
+from tests.signin.test_guesses import guess
+from tests.signin.test_taken_over import OLD as OLD_PASSWORD
+from tests.signin.test_taken_over import pbkdf2, take_over
 
 __all__ = ["use"]
 OLD = "old@example.com"
@@ -184,6 +189,29 @@ def test_an_account_that_nobody_ever_signed_in_to(post, citizen, open_case):
     assert Case.objects.get().ended_as == "reported"
     assert ask(f"BH MK {citizen.code}") == [Texts.held]
     assert not report.report("9999999999", report.BY_MAIL)
+
+
+def test_an_import_does_not_bring_back_a_password_that_a_report_ended(conn, post, citizen, app):
+    """Of somebody who never signed in here: the agency's next file still has the hash."""
+    file = ["code,phone,email,state,password_hash\n", f"{citizen.code},0327000686,,approved,{pbkdf2()}\n"]
+    import_accounts(conn, file)
+    assert TakenOverPassword.objects.exists()
+    assert report.report(citizen.code, report.BY_MAIL)
+    import_accounts(conn, file)
+    assert not TakenOverPassword.objects.exists()
+    take_over(citizen.code)  # however it may come back
+    assert app.sign_in(citizen.code, OLD_PASSWORD).status_code == 400
+    Login.objects.all().delete()
+    assert guess(citizen.code, OLD_PASSWORD) is Guessed.WRONG and not Login.objects.exists()
+
+
+def test_who_never_signed_in_gets_in_after_the_counter(post, citizen):
+    report.report(citizen.code, report.BY_MAIL)
+    assert not Login.objects.get().is_active
+    report.lift(citizen.code, "Thu Ha")
+    [reply] = ask(f"BH MK {citizen.code}")
+    password = reply.split("Mat khau: ")[1][:6]
+    assert sign_in(Client(), citizen.code, password).headers["Location"] == "/choose-password/"
 
 
 def test_the_text_of_a_held_account_is_one_segment():
