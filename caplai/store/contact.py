@@ -46,8 +46,9 @@ class Mail(models.Model):
     class Meta:
         db_table = "mail"
         indexes = [
+            # In the order of a claim, which else would sort all that waits.
             models.Index(
-                fields=["urgent", "due_at"], name="mail_waiting", condition=Q(state__in=["ready", "claimed"])
+                fields=["-urgent", "due_at"], name="mail_due", condition=Q(state__in=["ready", "claimed"])
             ),
             models.Index(fields=["name"], name="mail_name"),
         ]
@@ -75,6 +76,11 @@ class Address(models.Model):
             models.Index(fields=["account", "added_at"], name="address_account"),
             models.Index(
                 fields=["removed_at"], name="address_removed", condition=Q(removed_at__isnull=False)
+            ),
+            models.Index(
+                fields=["added_at"],
+                name="address_unconfirmed",
+                condition=Q(removed_at__isnull=True, confirmed_at__isnull=True),
             ),
         ]
         constraints = [

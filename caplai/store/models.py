@@ -246,6 +246,7 @@ class Recovery(models.Model):
         PROVED = "proved"
         TRIED_OUT = "tried_out", "too many wrong tries"
         REPLACED = "replaced", "the same browser asked for another one"
+        RESTORED = "restored", "the database came back from a backup"
 
     id = models.UUIDField(primary_key=True, help_text="128 random bits.")
     code = Text(help_text="As it was asked for, known or not.")

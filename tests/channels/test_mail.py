@@ -160,6 +160,18 @@ def test_who_waits_comes_first_and_what_a_dead_sender_held_is_due_again(post, co
     assert mails.settle(conn, "living", again.id, "sent")
 
 
+def test_a_claim_goes_by_the_index_and_sorts_nothing_of_what_waits(post, conn):
+    conn.execute(
+        "insert into mail (name, kind, account, until, due_at, urgent) select gen_random_uuid(), 'test', '', now(),"
+        " now() - n * interval '1 second', n % 100 = 0 from generate_series(1, 50000) n"
+    )
+    conn.execute("analyze mail")
+    values = {"by": "m", "count": 10, "lease": timedelta(seconds=30)}
+    plan = "\n".join(line for (line,) in conn.execute("explain " + mails._CLAIM, values).fetchall())
+    assert "Index Scan using mail_due" in plan, plan
+    assert plan.count("Sort  (") == 1, plan  # of the ten
+
+
 def test_the_thread_is_woken_by_a_post_and_survives_a_lost_database_connection(post, conn):
     with running() as (box, server):
         sender = mailer(server)
