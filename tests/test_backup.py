@@ -109,6 +109,18 @@ def living(conn, rules, lan):
     }
     past = timezone.now() - timedelta(days=2)
     Case.objects.create(account=old.code, opened_at=past, expires_at=past + timedelta(days=1), **form)
+    conn.execute("""
+        insert into recovery (id, code, channel, network, prefix, secret_hash, key, version, created_at, expires_at,
+            asked_at, ended_at, ended_as)
+            select gen_random_uuid(), '0000000042', 'email', 'n', 'p', code::bytea, 'k', 1, now(),
+                now() + interval '1 day', now(), case when ended is not null then now() end, ended
+            from (values ('a', null), ('b', 'tried_out'), ('c', 'proved')) r (code, ended);
+        insert into mail (name, kind, account, until, state, claimed_by, settled_at)
+            select gen_random_uuid(), state, '0000000042', now() + interval '1 day', state, by, settled
+            from (values ('ready', null, null), ('claimed', 'm', null), ('sent', null, now())) m (state, by, settled);
+        insert into retention (name, mark, rows)
+            values ('notices', jsonb_build_object('upto', now() - interval '5 hours'), 7)
+    """)
     return compose(first, settings.KEYRING.ring("issuing")).split("Mat khau: ")[1].split(".")[0]
 
 
@@ -126,6 +138,19 @@ LEFT = {
     "select state, claimed_by, settled_at is null from outbox order by id": [
         ("sent", None, False),
         ("expired", None, False),
+    ],
+    "select ended_as, ended_at is null from recovery order by ended_as": [
+        ("proved", False),
+        ("restored", False),
+        ("restored", False),
+    ],
+    "select state, error, claimed_by, settled_at is null from mail order by kind": [
+        ("failed", "restored", None, False),
+        ("failed", "restored", None, False),
+        ("sent", None, None, False),
+    ],
+    "select (mark->>'upto')::timestamptz > now() - interval '1 hour', rows from retention where name = 'notices'": [
+        (True, 7)
     ],
     "select count(*) from django_session": [(0,)],
     "select count(*) from device": [(0,)],

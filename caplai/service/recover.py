@@ -8,6 +8,8 @@ had been thrown out since, and a restored message would be answered days late. S
 - messages without an outcome get the outcome `restored`: they were acknowledged, so the carrier will not send
   them again, and their senders have long texted once more;
 - replies that were not settled are `expired`: their passwords have ended, and whatever else they said is old;
+- requests of people who forgot a password end as `restored`, also those with too many wrong tries, whose links were
+  still good; mails that were not settled fail as `restored`, and re-issues from before are told to nobody;
 - parts of long messages are gone;
 - every acknowledgement counts as arrived: a text that comes now is a new message, and no redelivery of one that
   will not be answered any more.
@@ -24,6 +26,17 @@ import psycopg
 END = """
 do $$ begin
     if to_regclass('allauth_idp_oidc_token') is not null then delete from allauth_idp_oidc_token; end if;
+    if to_regclass('recovery') is not null then
+        update recovery set ended_at = now(), ended_as = 'restored'
+        where expires_at > now() and (ended_at is null or ended_as = 'tried_out');
+    end if;
+    if to_regclass('mail') is not null then
+        update mail set state = 'failed', error = 'restored', settled_at = now(), claimed_by = null
+        where state in ('ready', 'claimed');
+    end if;
+    if to_regclass('retention') is not null then
+        update retention set mark = jsonb_build_object('upto', now()) where name = 'notices';
+    end if;
 end $$;
 with cases as (
     update reissue_case set ended_at = least(expires_at, now()),
