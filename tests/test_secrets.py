@@ -22,6 +22,7 @@ from typing import ClassVar
 
 import psycopg
 import pytest
+from aiosmtpd.controller import Controller
 
 from caplai.domain.issuing import LETTERS
 from caplai.local_postgres import LocalPostgres
@@ -29,9 +30,12 @@ from caplai.processes import free_port, wait_for_port
 from caplai.simulator import Simulator, SimulatorConfig
 from caplai.simulator.smsc import Rules
 from caplai.store.keyring import KINDS, KeyringFile
+from tests.mailbox import Mailbox, text_of
 from tests.planted import files_under, forms, search
 
 CITIZENS = 20
+COMES_BACK, MAIL = 3, "lan.truong@example.vn"
+"""Who forgets once more and comes back by the site: by SMS, then by e-mail."""
 AGGREGATOR = "tong-dai-mien-trung"
 
 
@@ -66,6 +70,9 @@ class Service:
         self.watched = {"engine": free_port("127.0.0.1", 0), "web": free_port("127.0.0.1", 0)}
         self.send_url = http.server.ThreadingHTTPServer(("127.0.0.1", 0), SendUrl)
         threading.Thread(target=self.send_url.serve_forever, daemon=True).start()
+        self.mailbox = Mailbox()
+        self.mailserver = Controller(self.mailbox, hostname="127.0.0.1", port=free_port("127.0.0.1", 0))
+        self.mailserver.start()
         self.aggregator_secret = "Gieo2Chuoi3De4Tim5"
         self.send_secret = "Mat6Ma7Cua8Cong9"
         aggregator = {
@@ -97,6 +104,11 @@ class Service:
             "CAPLAI_LOG__LEVEL": "debug",
             "CAPLAI_LOG__MESSAGES": "true",
             "CAPLAI_PORT": str(self.port),
+            "CAPLAI_PUBLIC_URL": f"http://127.0.0.1:{self.port}",
+            "CAPLAI_MAIL__HOST": "127.0.0.1",
+            "CAPLAI_MAIL__PORT": str(self.mailserver.port),
+            "CAPLAI_MAIL__TLS": "none",
+            "CAPLAI_MAIL__SENDER": "caplai@agency.example.vn",
             "CAPLAI_PASSWORD__LENGTH": "12",
             "CAPLAI_PASSWORD__ALPHABET": LETTERS,
         }
@@ -117,6 +129,7 @@ class Service:
         self.up.wait(30)
         self.call(self.simulator.__aexit__(None, None, None))
         self.loop.call_soon_threadsafe(self.loop.stop)
+        self.mailserver.stop()
         self.send_url.shutdown()
         self.send_url.server_close()
         self.out.close()
@@ -138,6 +151,20 @@ class Service:
             return await self.simulator.reply(phone, after=message, timeout=80)
 
         return self.call(talk()).text
+
+    def newest(self, phone: str, seen: int) -> tuple[str, int]:
+        """The first text that came to the phone after that one, and its number."""
+        message = self.call(self.simulator.reply(phone, after=seen, timeout=80))
+        return message.text, message.id
+
+    def mailed(self, address: str, words: str) -> str:
+        """The newest mail to an address with these words in it, waited for."""
+        end = time.monotonic() + 60
+        while True:
+            if found := [text for text in map(text_of, self.mailbox.to(address)) if words in text]:
+                return found[-1]
+            assert time.monotonic() < end, f"no mail with {words}"
+            time.sleep(0.1)
 
     def post(self, path: str, body: dict, token: str | None = None) -> tuple[int, dict]:
         headers = {"Content-Type": "application/json", **({"X-Session-Token": token} if token else {})}
@@ -193,10 +220,12 @@ def run(tmp_path_factory):
         for n in range(CITIZENS):
             code, phone = f"{7_351_902_468 + n * 1_000_003:010}", f"0327{181_000 + n * 37:06}"
             people |= {f"code of {n}": code, f"phone of {n}": phone[1:]}
-            rows.append(f"{code},{phone},,approved")
+            rows.append(f"{code},{phone},{MAIL if n == COMES_BACK else ''},approved")
         (folder / "accounts.csv").write_text("\n".join(rows))
         service.command("accounts", "import", str(folder / "accounts.csv"))
         (folder / "accounts.csv").unlink()
+        with psycopg.connect(service.dsn(), autocommit=True) as conn:
+            conn.execute("update account set created_at = created_at - interval '30 days'")
         for n in range(CITIZENS):
             _live(service, n, people, secrets)
             if n == CITIZENS // 3:
@@ -205,6 +234,8 @@ def run(tmp_path_factory):
                 service.command("keys", "rotate", "pepper")
                 _break_the_tables(service)
                 service.scrape("after the break")
+            elif n == COMES_BACK:
+                _come_back(service, people, secrets)
             elif n == CITIZENS // 4:
                 _come_by_other_ways(service, people, secrets)
         with psycopg.connect(service.dsn(), autocommit=True) as conn:
@@ -246,6 +277,47 @@ def _live(service: Service, n: int, people: dict[str, str], secrets: dict[str, s
         f"pending session of {n}": token,
         f"session of {n}": answer["meta"]["session_token"],
         f"device of {n}": answer["meta"]["device_token"],
+    }
+
+
+def _come_back(service: Service, people: dict[str, str], secrets: dict[str, str]) -> None:
+    """A one-time code by SMS and a new password; a link by e-mail and a password of one's own; the notices of both."""
+    code, phone = people[f"code of {COMES_BACK}"], "0" + people[f"phone of {COMES_BACK}"]
+    seen = max(message.id for message in service.simulator.phones.conversation("84" + phone[1:]).messages)
+    status, answer = service.post("recover", {"code": code})
+    assert status == 200, answer
+    token = answer["meta"]["session_token"]
+    text, seen = service.newest(phone, seen)
+    otp = re.search(r"la (\d{6})\.", text)[1]
+    assert service.post("recover/otp", {"otp": f"{(int(otp) + 1) % 10**6:06}"}, token)[0] == 400
+    status, answer = service.post("recover/otp", {"otp": otp}, token)
+    assert (status, answer["data"]["request"]["outcome"]) == (200, "issued"), answer
+    text, seen = service.newest(phone, seen)
+    issued = re.search(r"Mat khau moi: (\w+)", text)[1]
+    status, answer = service.post("recover", {"code": code, "channel": "email"})
+    assert status == 200, answer
+    mail = service.mailed(MAIL, "/recover/link/#")
+    link = re.search(r"/recover/link/#(\S+)", mail)[1]
+    status, answer = service.post("recover/link", {"token": link})
+    assert status == 401, answer
+    chosen = "con co bay la bay la"
+    pending = answer["meta"]["session_token"]
+    status, answer = service.post("choose_password", {"new_password": chosen}, pending)
+    assert status == 200, answer
+    report = re.search(r"/report/([^/\s]+)/", service.mailed(MAIL, "/report/"))[1]
+    assert service.get(f"/report/{report}/")[0] == 200
+    people["address"] = MAIL
+    secrets |= {
+        # Six digits are found by chance; so they are looked for as they are sent.
+        "one-time code": f"la {otp}. Khong",
+        "one-time code, as an app sends it": f'"otp": "{otp}"',
+        "password by the page": issued,
+        "the link's token": link,
+        "the report's token": report,
+        "password chosen after the mail": chosen,
+        "session of a request": token,
+        "pending session after the mail": pending,
+        "session after the mail": answer["meta"]["session_token"],
     }
 
 
