@@ -80,6 +80,7 @@ def asked_by_a_client(**changes) -> Callable[[], str]:
     """The address that a client of OpenID Connect sends people to."""
 
     def path() -> str:
+        settings.KEYRING._agreed = None  # other tests agree on theirs
         if not settings.KEYRING.read().get("oidc"):
             settings.KEYRING.add("oidc")
         return Party().asks(**changes)
