@@ -116,6 +116,7 @@ def keys_destroy(key_id: str | None, end_cases: bool) -> None:
     with ready(config):
         from caplai.service import keys
         from caplai.store.db import connect
+        from caplai.store.keyring import SIGNING
 
         with connect() as conn:
             overview = keys.look(conn, config.keys.silence)
@@ -131,7 +132,7 @@ def keys_destroy(key_id: str | None, end_cases: bool) -> None:
             for key in known:
                 if key.state != "retired":
                     continue
-                lost = key_id is not None and key.kind == "web" and overview.is_lost(key.token)
+                lost = key_id is not None and key.kind in ("web", SIGNING) and overview.is_lost(key.token)
                 if not lost and (why := keys.still_needed(conn, key, config.signin.session_age)):
                     kept += 1
                     click.echo(f"{key.kind} {key.id} is still needed by {why}.")

@@ -147,12 +147,15 @@ class Keys(ABC):
             self._agreed = agreed
 
     def missing(self) -> frozenset[Token]:
-        """The keys that something in use may need, as last heard, and that cannot be read here.
+        """The keys that something in use may need, as last heard, and that cannot be read here; but those that only
+        clients of OpenID Connect need, who are put off by themselves.
 
         While there are any, this host must look at no password: it could not count the guesses at some, and a
         stranger would see which. Raises KeyringError.
         """
-        return self._agreed.needed - self.readable() if self._agreed else frozenset()
+        if self._agreed is None:
+            return frozenset()
+        return frozenset(one for one in self._agreed.needed - self.readable() if one.kind != SIGNING)
 
     def _checked(self) -> tuple[Content, frozenset[Token]]:
         content = self.read()

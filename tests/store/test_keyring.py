@@ -96,6 +96,11 @@ def test_it_says_which_keys_in_use_it_lacks(path, tmp_path):
     here.obey(Agreed({"issuing": "elsewhere"}, here.readable() | {other}))
     assert here.missing() == {other}
     assert here.ring("issuing").get("elsewhere") is None
+    clients_alone = Token("oidc", "elsewhere", "0123456789ab")
+    here.obey(Agreed({"oidc": "elsewhere"}, here.readable() | {clients_alone}))
+    assert here.missing() == set(), "texts and passwords need no key of the clients'"
+    with pytest.raises(KeyringError):
+        here.ring("oidc")
 
 
 def test_a_key_that_only_bears_the_id_of_one_in_use_is_not_used(path):
