@@ -81,3 +81,7 @@ class NameForm(forms.Form):
             "max_length": _("This is too long for a name."),
         },
     )
+
+    def clean_name(self) -> str:
+        # Half a surrogate pair, which JSON may bring, is nothing that can be stored.
+        return self.cleaned_data["name"].encode("utf-8", "ignore").decode() or "?"
