@@ -48,8 +48,14 @@ def fresh(view: View) -> View:
 
 def is_fresh(request: HttpRequest) -> bool:
     """Whether a password or passkey was proved in this session within FRESH."""
-    proved = [record.get("at", 0) for record in get_authentication_records(request, request.user)]
-    return time.time() - max(proved, default=0) < FRESH.total_seconds()
+    return time.time() - proved_at(request) < FRESH.total_seconds()
+
+
+def proved_at(request: HttpRequest) -> float:
+    """When a password or passkey was last proved in this session, in seconds since 1970; 0 if nothing says so."""
+    # Without the user there are no records: they are of whoever they were made for.
+    records = get_authentication_records(request, request.user)
+    return max((record.get("at", 0.0) for record in records), default=0.0)
 
 
 @require_POST

@@ -131,7 +131,7 @@ def test_from_the_text_message_to_the_clinic(chromium, example, citizen, login, 
 
 
 def test_the_agencys_own_app_asks_nobody_and_who_is_in_is_in(chromium, example, citizen, login):
-    site = example(trusted=True, public=True)
+    site = example(trusted=True)
     page = chromium.new_context().new_page()
     page.goto(f"{site}/sign-in")
     page.fill("[name=username]", citizen.code)

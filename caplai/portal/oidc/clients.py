@@ -45,6 +45,11 @@ def add(
         raise Refused(f"There is no scope {', '.join(unknown)}; there are {', '.join(SCOPES)}.")
     if not name.strip() or len(name) > 60:
         raise Refused("The name is what people read when they are asked: 1 to 60 characters.")
+    if public and trusted and not all(uri.startswith("https://") for uri in redirect_uris):
+        raise Refused(
+            "Any app on a phone may claim such an address, and nobody would be asked: use https, or leave"
+            " --trusted out."
+        )
     if public and introspects:
         raise Refused("A public client cannot prove who it is, so it cannot ask about others' tokens.")
     client = Client(

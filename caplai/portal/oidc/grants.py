@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from allauth.idp.oidc.models import Client, Token
+from django.db.models import Q, QuerySet
 
 from caplai.service import federation
 from caplai.store.models import Login
@@ -57,9 +58,14 @@ def end_family(token: Token) -> None:
     Token.objects.filter(user_id=token.user_id, client_id=token.client_id, data__family=family).delete()
 
 
+def _living(login: Login) -> QuerySet[Token]:
+    """What still opens something: a client that renews every ten minutes leaves thousands that were used."""
+    return Token.objects.valid().filter(~Q(data__has_key="used"), user=login, data__stamp=login.stamp)
+
+
 def has_granted(login: Login, client: Client, scopes: set[str]) -> bool:
     """Whether this person has let this client have all these scopes, by a grant that still lives."""
-    rows = Token.objects.valid().filter(user=login, client=client, data__stamp=login.stamp)
+    rows = _living(login).filter(client=client)
     granted = {scope for row in rows for scope in row.get_scopes()}
     return scopes <= granted
 
@@ -76,7 +82,7 @@ class Agreement:
 def agreements(login: Login) -> list[Agreement]:
     """Which clients hold tokens of this person that still live, by name."""
     found: dict[str, Agreement] = {}
-    rows = Token.objects.valid().filter(user=login, data__stamp=login.stamp).select_related("client")
+    rows = _living(login).select_related("client")
     for row in rows.order_by("created_at"):
         if row.type == Token.Type.AUTHORIZATION_CODE or row.client is None:
             continue

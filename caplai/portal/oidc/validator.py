@@ -9,7 +9,6 @@ import time
 from datetime import timedelta
 from typing import Any
 
-from allauth.account.authentication import get_authentication_records
 from allauth.core import context
 from allauth.idp.oidc import app_settings
 from allauth.idp.oidc.adapter import get_adapter
@@ -18,13 +17,23 @@ from allauth.idp.oidc.internal.oauthlib.utils import get_validator_context
 from allauth.idp.oidc.internal.tokens import decode_jwt_token
 from allauth.idp.oidc.models import Client, Token
 from django.conf import settings
+from django.http import HttpRequest
 from django.utils import timezone
 from oauthlib.common import Request
 from oauthlib.oauth2.rfc6749 import errors
 
+from caplai.portal.access import proved_at
 from caplai.portal.oidc import grants
 
 S256 = "S256"
+
+
+def is_older(request: HttpRequest) -> bool:
+    """Whether the sign-in is older than the client takes (`max_age`, in seconds; OpenID Connect Core 1.0, 3.1.2.1)."""
+    asked = request.GET.get("max_age", "")
+    if not (asked.isascii() and asked.isdigit()):
+        return False
+    return time.time() - proved_at(request) > int(asked[:10])
 
 
 class Validator(OAuthLibRequestValidator):
@@ -48,11 +57,16 @@ class Validator(OAuthLibRequestValidator):
     def validate_silent_login(self, request: Request) -> bool:
         login = context.request.user
         return (
-            login.is_authenticated and login.account_id is not None and super().validate_silent_login(request)
+            login.is_authenticated
+            and login.account_id is not None
+            and not is_older(context.request)
+            and super().validate_silent_login(request)
         )
 
     def validate_silent_authorization(self, request: Request) -> bool:
         client = request.client
+        if client.type == Client.Type.PUBLIC and not request.redirect_uri.startswith("https://"):
+            return False  # any app may claim that address (RFC 8252, 8.6), so a person looks each time
         return client.skip_consent or grants.has_granted(request.user, client, set(request.scopes))
 
     def validate_user_match(self, id_token_hint, scopes, claims, request: Request) -> bool:
@@ -69,8 +83,6 @@ class Validator(OAuthLibRequestValidator):
 
     def save_authorization_code(self, client_id, code, request: Request, *args, **kwargs) -> None:
         now = time.time()
-        # When this session's sign-in was; without a record of it, it cannot be older than the session itself.
-        signed_in = max((record["at"] for record in get_authentication_records(context.request)), default=now)
         row = Token(
             type=Token.Type.AUTHORIZATION_CODE,
             client=request.client,
@@ -80,7 +92,7 @@ class Validator(OAuthLibRequestValidator):
                 "stamp": request.user.stamp,
                 "family": secrets.token_hex(16),
                 "ends": now + settings.CAPLAI.oidc.refresh_lifetime.total_seconds(),
-                "auth_time": int(signed_in),
+                "auth_time": int(proved_at(context.request)),
                 "redirect_uri": request.redirect_uri,
                 "nonce": request.nonce,
                 "challenge": request.code_challenge,

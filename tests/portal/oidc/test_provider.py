@@ -2,6 +2,7 @@
 
 import logging
 from datetime import timedelta
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from allauth.core.internal import jwkkit
@@ -167,6 +168,31 @@ def test_a_client_may_have_people_sign_in_again(inside, citizen, party, asked):
     assert answer["Location"].startswith("/login/?next=")
     answer = inside.post(answer["Location"], {"username": citizen.code, "password": CHOSEN})
     assert "code" in arrived(inside.get(answer["Location"]))
+
+
+def test_an_old_sign_in_is_told_as_old_and_is_none_where_the_client_wants_a_new_one(inside, party):
+    clinic = party(trusted=True)
+    session = inside.session
+    [record] = session["account_authentication_methods"]
+    session["account_authentication_methods"] = [record | {"at": record["at"] - 3600}]
+    session.save()
+    assert "code" in arrived(inside.get(clinic.asks(prompt="none", max_age="7200")))
+    assert arrived(inside.get(clinic.asks(prompt="none", max_age="60")))["error"] == "login_required"
+    assert inside.get(clinic.asks(max_age="60")).status_code == 200  # the page that asks to sign in again
+    tokens = clinic.exchange(agree(inside, clinic.asks(max_age="7200"))["code"]).json()
+    claims = verified(tokens["id_token"], clinic)
+    assert claims["iat"] - claims["auth_time"] >= 3600
+
+
+def test_an_address_that_any_app_may_claim_is_given_nothing_silently(inside, party):
+    app = party(redirect_uris=["vn.example.app:/back"], public=True)
+    asked = app.asks(redirect_uri="vn.example.app:/back")
+    code = parse_qs(urlsplit(consent(inside, asked)["Location"]).query)["code"][0]
+    assert app.exchange(code, redirect_uri="vn.example.app:/back").status_code == 200
+    again = inside.get(app.asks(redirect_uri="vn.example.app:/back", prompt="none"))
+    assert "error=consent_required" in again["Location"]
+    with pytest.raises(clients.Refused):
+        party(redirect_uris=["vn.example.app:/back"], public=True, trusted=True)
 
 
 def test_operators_are_nobody_to_clients(browser, operator, party):
