@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import qrcode
+from allauth.account.adapter import get_adapter
 from allauth.account.internal.flows.login import perform_password_login
 from allauth.account.models import Login as PendingLogin
 from django import forms
@@ -421,9 +422,14 @@ def _moment(time: datetime | None) -> str:
 
 
 def choose(request: HttpRequest, found: Proved) -> HttpResponse | None:
-    """Where the agency lets a password be chosen on the spot: on to that page. None: it does not."""
+    """Where the agency lets a password be chosen on the spot: on to that page. None: it does not.
+
+    Whoever is signed in is signed out: that page is for a pending sign-in only.
+    """
     if found.login is None or found.case_id is None:
         return None
+    if request.user.is_authenticated:
+        get_adapter().logout(request)
     setattr(found.login, ISSUED_CASE, found.case_id)
     return perform_password_login(request, {}, PendingLogin(user=found.login))
 

@@ -75,7 +75,7 @@ class Proof(Enum):
     THROTTLED = "throttled"
     """Nothing was looked at and nothing counted; `retry_at` says when it will be."""
     TRY_AGAIN = "try_again"
-    """This host lacks a key; nothing was counted."""
+    """This host lacks a key, or the account's phone changed at this very moment; nothing was counted."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -131,7 +131,7 @@ def ask(
     addresses, if there are any.
 
     `secret`: what this browser keeps of a request before. While that lives and is for the same, this sends its OTP
-    again, or after less than the pause nothing (an impatient second click); else it ends.
+    again, or after less than the pause nothing (an impatient second click); else it ends, if the new one is granted.
     """
     _insist_on_keys(rules)
     with _transaction() as conn:
@@ -141,16 +141,16 @@ def ask(
         old = find(conn, secret)  # as it is under the locks
         if old is not None and old.lives(now) and (old.code, old.channel) == (code, channel):
             return _again(conn, old, asker, rules)
+        facts = gather_facts(conn, code, asker, rules, channel)
+        sending = _decide(conn, facts, rules, channel)
+        if sending is not Sending.SENT:
+            return Asked(sending)
         if old is not None:
             conn.execute(
                 "update recovery set ended_at = clock_timestamp(), ended_as = 'replaced'"
                 " where id = %s and ended_at is null",
                 [old.id],
             )
-        facts = gather_facts(conn, code, asker, rules, channel)
-        sending = _decide(conn, facts, rules, channel)
-        if sending is not Sending.SENT:
-            return Asked(sending)
         secret = secrets.token_urlsafe(32)
         id_ = next(new_case_ids())
         phone, addresses = _recipients(facts, code, rules, channel)
@@ -231,13 +231,16 @@ def prove(secret: str | None, typed: str, asker: Asker, *, rules: Rules) -> Prov
         if row is None:
             return Proved(Proof.OVER)
         _, phone = look_up(conn, row.code)
-        # reissue() takes those of account and phone again: all of them before the network's, as everybody does.
+        # reissue() takes those of account and phone again: all of them before the network's, as everybody does. So a
+        # phone that changed before they were taken is not locked now, but at the next try.
         lock(conn, row.code, phone, asker, site=False)
         row = find(conn, secret)
         assert row is not None
         facts = gather_facts(conn, row.code, asker, rules, row.channel)
         if not row.lives(facts.now):
             return Proved(Proof.OVER)
+        if facts.phone != phone:
+            return Proved(Proof.TRY_AGAIN)
         if until := _throttled_until(facts, rules):
             return Proved(Proof.THROTTLED, retry_at=until)
         key = rules.signin.issuing.get(row.key)
@@ -268,6 +271,8 @@ def prove_link(token: str, asker: Asker, *, rules: Rules) -> Proved:
         row = named(conn, name)
         assert row is not None
         facts = gather_facts(conn, row.code, asker, rules, row.channel)
+        if facts.phone != phone:  # as in prove()
+            return Proved(Proof.OVER)
         if not (_is_open_to_its_link(conn, row, facts) and _is_theirs(row, facts) and facts.approved):
             return Proved(Proof.OVER)
         return _reissue(conn, row, facts, rules)

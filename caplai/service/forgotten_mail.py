@@ -50,13 +50,13 @@ def named_by(token: str, keys: Iterable[bytes]) -> UUID | None:
 def _write(due: Due, site: Site) -> Part | None:
     assert site.conn is not None and due.about is not None
     row = site.conn.execute(
-        "select key, version, code, extract(epoch from expires_at - created_at)::int from recovery"
+        "select key, version, code, ceil(extract(epoch from expires_at - clock_timestamp()) / 60)::int from recovery"
         " where id = %s and (ended_at is null or ended_as = 'tried_out') and expires_at > clock_timestamp()",
         [due.about],
     ).fetchone()
     if row is None:
         return None
-    name, version, code, seconds = row
+    name, version, code, minutes = row
     key = site.keys.ring("issuing").get(name)
     if key is None:
         raise KeyringError("this host lacks an issuing key")
@@ -73,14 +73,14 @@ def _write(due: Due, site: Site) -> Part | None:
             Link(_("Choose a new password"), f"{site.url}{PAGE}#{token}"),
             _("Or type these digits on the page where you asked for this mail:"),
             Code(digits),
-            _("Both hold for %(time)s, and only once. Give them to nobody.") % {"time": _length(seconds)},
+            _("Both hold for %(time)s, and only once. Give them to nobody.") % {"time": _length(minutes)},
             _("If it was not you, there is nothing to do: nothing has changed."),
         ],
     )
 
 
-def _length(seconds: int) -> str:
-    hours, minutes = seconds // 3600, seconds // 60
-    if seconds % 3600:
+def _length(minutes: int) -> str:
+    """What is left, of which a minute just begun is whole; from three hours on in whole hours, rounded down."""
+    if minutes < 180 and minutes % 60:
         return _("%(count)s minutes") % {"count": minutes}
-    return _("%(count)s hours") % {"count": hours}
+    return _("%(count)s hours") % {"count": minutes // 60}

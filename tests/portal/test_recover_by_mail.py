@@ -1,10 +1,15 @@
 """Quên mật khẩu by e-mail: a link, or six digits, to confirmed addresses; then a password is chosen, never mailed."""
 
+import threading
+import time
+
 import pytest
+from django.db import connections
 from django.test import Client
 
 from caplai.domain.otp import Channel, Sending
 from caplai.portal import recover
+from caplai.service import locks
 from caplai.service.forgotten import Asker, Proof, again, ask, prove, prove_link
 from caplai.store.models import Account, Address, Case, Guess, Mail, Recovery
 from tests.mailbox import code_in, link_in, text_of
@@ -66,6 +71,21 @@ def test_the_link_opens_the_page_that_chooses_a_password_in_whatever_browser(bro
     assert not any(PASSWORD in text_of(each) for _, each in post.deliver().mails)
 
 
+def test_who_is_still_signed_in_is_signed_out_by_the_link_and_chooses(browser, post, citizen, open_case, app):
+    held = open_case()
+    browser.post("/login/", {"username": citizen.code, "password": held.password})
+    browser.post("/choose-password/", {"new_password": "vịt bơi qua sông rộng"})
+    app.sign_in(citizen.code, "vịt bơi qua sông rộng")
+    assert is_in(browser) and app.is_in
+    send(Client(), citizen.code)
+    token = token_in([each for each in post.deliver().to(MAIL) if "/recover/link/" in text_of(each)][-1])
+    answer = app.call("POST", "auth/recover/link", {"token": token})
+    assert {"id": "choose_password", "is_pending": True} in answer.json()["data"]["flows"]
+    page = browser.post("/recover/link/", {"token": token}, follow=True)
+    assert page.redirect_chain == [("/choose-password/", 302)]
+    assert not app.is_in and app.choose(PASSWORD).status_code == 200 and app.is_in
+
+
 def test_the_digits_do_the_same_on_the_page_that_asked(browser, post, citizen):
     page = send(browser, citizen.code)
     assert page.redirect_chain == [("/recover/otp/", 302)]
@@ -120,11 +140,34 @@ def test_it_lives_a_day_and_the_same_digits_come_again(rules, post, citizen):
     first = post.newest(MAIL)
     later(seconds=61)
     assert again(asked.secret, ASKER, rules=rules).sent
-    assert code_in(post.newest(MAIL)) == code_in(first) and len(post.box.to(MAIL)) == 2
+    second = post.newest(MAIL)
+    assert code_in(second) == code_in(first) and len(post.box.to(MAIL)) == 2
+    assert "24 giờ" in text_of(first) and "23 giờ" in text_of(second)
     later(hours=23, minutes=58)
     assert prove_link(token_in(first), ASKER, rules=rules).proof is Proof.DONE
     later(minutes=2)
     assert prove_link(token_in(first), ASKER, rules=rules).proof is Proof.OVER
+
+
+def test_a_phone_that_an_import_changes_meanwhile_is_not_locked_out_of_turn(rules, post, citizen, conn):
+    ask(citizen.code, ASKER, secret=None, rules=rules, channel=Channel.EMAIL)
+    token, found = token_in(post.newest(MAIL)), []
+
+    def prove_it():
+        found.append(prove_link(token, ASKER, rules=rules).proof)
+        connections.close_all()
+
+    thread = threading.Thread(target=prove_it)
+    with conn.transaction():  # as an import: it has the account's lock when it changes the phone
+        locks.take(conn, [locks.account_key(citizen.code)])
+        thread.start()
+        waits = "select count(*) from pg_locks where locktype = 'advisory' and not granted"
+        while not conn.execute(waits).fetchone()[0]:
+            time.sleep(0.01)
+        conn.execute("update account set phone = '+84327000999' where code = %s", [citizen.code])
+    thread.join()
+    assert found == [Proof.OVER] and not Case.objects.exists()
+    assert prove_link(token, ASKER, rules=rules).proof is Proof.DONE
 
 
 def test_used_up_guesses_close_the_digits_and_not_the_link(rules, post, citizen):

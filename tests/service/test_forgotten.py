@@ -144,6 +144,13 @@ def test_another_code_in_the_same_browser_ends_the_request_before(lan):
     assert prove(asked.secret, otp, ASKER, rules=rules).proof is Proof.OVER
 
 
+def test_a_wish_that_is_refused_leaves_the_request_before(lan):
+    asked = ask(lan.code, ASKER, secret=None, rules=rules_with())
+    otp, rules = otp_of(read_phone()[0][1]), rules_with(budgets={"network_day": 1})
+    assert ask(UNKNOWN, ASKER, secret=asked.secret, rules=rules).sending is Sending.TOO_MANY
+    assert prove(asked.secret, otp, ASKER, rules=rules).decided is Outcome.ISSUED
+
+
 def test_a_phone_that_changed_meanwhile_proves_nothing(lan):
     rules = rules_with()
     asked = ask(lan.code, ASKER, secret=None, rules=rules)
