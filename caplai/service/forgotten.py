@@ -5,8 +5,8 @@ anything about an account: for a code that nobody has, and for one that no OTP c
 statements in the same order, writes the same rows but for the message, and returns the same.
 
 Each verb is one transaction of Django's connection. Subjects are locked before anything is counted (locks.py): the
-code, the phone, the network and its neighbourhood, and the site for what it may send in an hour
-(forgotten_facts.py). The OTP itself is in no table (domain/otp.py).
+code, the phone, the network and its neighbourhood; and last, where a text would go out, the site for what it may send
+in an hour (forgotten_facts.py). The OTP itself is in no table (domain/otp.py).
 """
 
 import logging
@@ -37,6 +37,7 @@ from caplai.service.forgotten_facts import (
     Rules,
     find,
     gather_facts,
+    gather_site,
     hash_of,
     lock,
     look_up,
@@ -233,7 +234,7 @@ def prove(secret: str | None, typed: str, asker: Asker, *, rules: Rules) -> Prov
         _, phone = look_up(conn, row.code)
         # reissue() takes those of account and phone again: all of them before the network's, as everybody does. So a
         # phone that changed before they were taken is not locked now, but at the next try.
-        lock(conn, row.code, phone, asker, site=False)
+        lock(conn, row.code, phone, asker)
         row = find(conn, secret)
         assert row is not None
         facts = gather_facts(conn, row.code, asker, rules, row.channel)
@@ -267,7 +268,7 @@ def prove_link(token: str, asker: Asker, *, rules: Rules) -> Proved:
         if row is None:
             return Proved(Proof.OVER)
         _, phone = look_up(conn, row.code)
-        lock(conn, row.code, phone, asker, site=False)
+        lock(conn, row.code, phone, asker)
         row = named(conn, name)
         assert row is not None
         facts = gather_facts(conn, row.code, asker, rules, row.channel)
@@ -284,6 +285,8 @@ def prove_link(token: str, asker: Asker, *, rules: Rules) -> Proved:
 def _decide(conn: psycopg.Connection, facts: Facts, rules: Rules, channel: Channel) -> Sending:
     """What is said to everybody who asks so; the alarm is raised where it must be."""
     budget = otp.exhausted(facts.spent, rules.budgets)
+    if facts.open and budget is None and channel is Channel.SMS and rules.can_send(channel):
+        budget = otp.exhausted(gather_site(conn, facts), rules.budgets)
     if not facts.open:
         sending = Sending.CLOSED
     elif budget in (Budget.CODE, Budget.NETWORK):

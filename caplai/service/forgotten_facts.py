@@ -4,7 +4,7 @@ facts of one code and one asker, gathered under the locks of all that they are a
 
 import hashlib
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -16,7 +16,8 @@ from caplai.domain.otp import Budgets, Channel, Spent
 from caplai.service import credentials, keys, locks, mail, requests
 from caplai.store.db import named_lock
 
-_SITE = named_lock(11, "otp")
+SITE = named_lock(11, "otp")
+"""The lock of what the whole site sends by SMS: the last of all, and the only one that strangers wait at together."""
 _HOUR, _DAY = timedelta(hours=1), timedelta(days=1)
 
 
@@ -138,21 +139,23 @@ select t.now, coalesce((select (value->>'open')::bool from switch where name = '
            and channel = %(channel)s),
        (select coalesce(sum(sends), 0)::int from recovery where phone = a.phone and created_at > t.now - %(day)s),
        (select coalesce(sum(asks), 0)::int from recovery where network = %(network)s and created_at > t.now - %(day)s),
-       (select coalesce(sum(asks), 0)::int from recovery where prefix = %(prefix)s and created_at > t.now - %(hour)s),
-       s.sent, s.settled, s.unverified
+       (select coalesce(sum(asks), 0)::int from recovery where prefix = %(prefix)s and created_at > t.now - %(hour)s)
 from (select clock_timestamp() as now) t
 left join account a on a.code = %(code)s
 left join login l on l.username = %(code)s
 left join device d on d.login_id = l.id and d.token_hash = %(device)s
-cross join lateral (
-    select coalesce(sum(sends), 0)::int as sent,
-           count(*) filter (where sends > 0 and expires_at <= t.now)::int as settled,
-           count(*) filter (where sends > 0 and expires_at <= t.now and proved_at is null)::int as unverified
-    from recovery where created_at > t.now - %(hour)s and channel = 'sms' and %(channel)s = 'sms') s
 """
+
+SENT_BY_SITE = """
+select coalesce(sum(sends), 0)::int, count(*) filter (where expires_at <= %(now)s)::int,
+       count(*) filter (where expires_at <= %(now)s and proved_at is null)::int
+from recovery where created_at > %(now)s - %(hour)s and channel = 'sms' and sends > 0
+"""
+"""Only what was sent, which `site_hour` bounds: of wishes for unknown codes there may be any number."""
 
 
 def gather_facts(conn: psycopg.Connection, code: str, asker: Asker, rules: Rules, channel: Channel) -> Facts:
+    """All but what the site spent (gather_site)."""
     signin = rules.signin
     keys.begin_opening(conn)
     row = conn.execute(
@@ -172,7 +175,16 @@ def gather_facts(conn: psycopg.Connection, code: str, asker: Asker, rules: Rules
         },
     ).fetchone()
     assert row is not None
-    return Facts(*row[:-7], Spent(*row[-7:]))  # type: ignore[call-arg]
+    return Facts(*row[:-4], Spent(*row[-4:]))  # type: ignore[call-arg]
+
+
+def gather_site(conn: psycopg.Connection, facts: Facts) -> Spent:
+    """What was spent, with the site's part of it, under the site's lock from here on."""
+    locks.take(conn, [SITE])
+    row = conn.execute(SENT_BY_SITE, {"now": facts.now, "hour": _HOUR}).fetchone()
+    assert row is not None
+    site, settled, unverified = row
+    return replace(facts.spent, site=site, settled=settled, unverified=unverified)
 
 
 def find(conn: psycopg.Connection, secret: str | None) -> Row | None:
@@ -204,15 +216,20 @@ def look_up(conn: psycopg.Connection, code: str) -> tuple[datetime, str | None]:
     return row[0], row[1]
 
 
-def lock(conn: psycopg.Connection, code: str, phone: str | None, asker: Asker, *, site: bool = True) -> None:
-    """Lock all subjects. A code that nobody has has a phone that nobody has."""
+def lock(conn: psycopg.Connection, code: str, phone: str | None, asker: Asker) -> None:
+    """Lock all subjects but the site. A code that nobody has has a phone that nobody has.
+
+    Whoever has to wait for longer than two seconds at any of them, or later at the site's, is told to try again (503):
+    else every thread of a web server could come to stand here, and nobody could sign in.
+    """
+    conn.execute("set local lock_timeout = '2s'")
     wanted = [
         locks.account_key(code),
         locks.phone_key(phone or f"none/{code}"),
         locks.network_key(asker.network),
         locks.network_key(asker.prefix),
     ]
-    locks.take(conn, [*wanted, _SITE] if site else wanted)
+    locks.take(conn, wanted)
 
 
 def now_of(conn: psycopg.Connection) -> datetime:

@@ -288,6 +288,9 @@ class Recovery(models.Model):
             models.Index(fields=["network", "created_at"], name="recovery_network"),
             models.Index(fields=["prefix", "created_at"], name="recovery_prefix"),
             models.Index(fields=["created_at"], name="recovery_created_at"),
+            models.Index(
+                fields=["created_at"], name="recovery_sent", condition=Q(channel="sms", sends__gt=0)
+            ),
         ]
 
 

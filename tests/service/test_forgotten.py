@@ -2,15 +2,15 @@
 
 import threading
 from collections import Counter
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
-from django.db import connection, connections
+from django.db import OperationalError, connection, connections
 from django.db.models import F
 
-from caplai.domain.otp import Sending
+from caplai.domain.otp import Channel, Sending
 from caplai.domain.policy import Outcome
-from caplai.service import keys
+from caplai.service import forgotten_facts, keys, locks
 from caplai.service.forgotten import ALARM, Asker, Proof, again, ask, look, prove
 from caplai.service.operate import switch_service
 from caplai.store.models import Account, Case, Event, Guess, Key, Outbox, Recovery, Switch
@@ -19,6 +19,7 @@ from tests.portal.forgetting import another, otp_of, read_phone, rules_with
 pytestmark = pytest.mark.django_db(transaction=True)
 ASKER = Asker("203.0.113.7")
 UNKNOWN = "9999999999"
+_HOUR = {"now": datetime.now(UTC), "hour": timedelta(hours=1)}
 
 
 def later(**by):
@@ -274,6 +275,33 @@ def test_sixteen_at_once_get_no_more_than_a_budget_has(lan, budget, askers, code
         thread.join()
     assert sorted(said) == sorted([Sending.SENT] * 3 + [sending] * 13)
     assert len(read_phone()) == 3
+
+
+def test_only_a_text_that_may_be_sent_waits_for_the_sites_lock_and_two_seconds(lan, conn):
+    rules = rules_with()
+    asked = ask(lan.code, ASKER, secret=None, rules=rules)
+    otp = otp_of(read_phone()[0][1])
+    with conn.transaction():
+        locks.take(conn, [forgotten_facts.SITE])
+        full = rules_with(budgets={"network_day": 1})
+        assert ask(UNKNOWN, ASKER, secret=None, rules=full).sending is Sending.TOO_MANY
+        assert ask(UNKNOWN, ASKER, secret=None, rules=rules, channel=Channel.EMAIL).sending is not None
+        assert prove(asked.secret, otp, ASKER, rules=rules).proof is Proof.DONE
+        with pytest.raises(OperationalError, match="lock timeout"):
+            ask(UNKNOWN, ASKER, secret=None, rules=rules)
+    assert ask(UNKNOWN, ASKER, secret=None, rules=rules).sending is Sending.SENT
+
+
+def test_wishes_for_unknown_codes_do_not_lengthen_the_sites_sum(lan, conn):
+    conn.execute(
+        "insert into recovery (id, code, channel, network, prefix, secret_hash, key, version, created_at, expires_at,"
+        " asked_at) select gen_random_uuid(), n, 'sms', 'x', 'x', sha256(n::text::bytea), 'k', 1, now(), now(), now()"
+        " from generate_series(1, 5000) n"
+    )
+    conn.execute("analyze recovery")
+    plan = conn.execute("explain (analyze, costs off, timing off) " + forgotten_facts.SENT_BY_SITE, _HOUR)
+    lines = "\n".join(line for (line,) in plan)
+    assert "recovery_sent" in lines and "Rows Removed" not in lines, lines
 
 
 @pytest.mark.parametrize("is_right", [True, False], ids=["right", "wrong"])
