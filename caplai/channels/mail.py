@@ -46,6 +46,7 @@ KEY_RETRY = 30.0
 _LOST = (OSError, smtplib.SMTPServerDisconnected, smtplib.SMTPConnectError, smtplib.SMTPHeloError)
 
 Chore = Callable[[psycopg.Connection], object]
+"""Returns what is true if it queued mails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ class Mailer:
         self._connection: psycopg.Connection | None = None
         self._smtp: smtplib.SMTP | None = None
         self._used_at = self._chores_at = 0.0
-        self._failures = 0
+        self._failures = self._chores_failed = 0
         self._rest_until = 0.0
         self._state = "well"
 
@@ -122,13 +123,33 @@ class Mailer:
         for _ in self._connect().notifies(timeout=POLL, stop_after=1):
             pass
 
-    def _work(self) -> int:
-        """Send a batch; how many mails it had."""
+    def _work(self) -> bool:
+        """Send a batch, then do the chores; whether there may be more to send."""
         conn = self._connect()
-        if time.monotonic() >= self._chores_at:
-            self._chores_at = time.monotonic() + POLL
+        sent = self._send_batch(conn)
+        return self._do_chores(conn) or bool(sent)
+
+    def _do_chores(self, conn: psycopg.Connection) -> bool:
+        """If it is time; whether they queued anything. One that fails is put off, and keeps no mail waiting."""
+        if time.monotonic() < self._chores_at:
+            return False
+        pause, queued = POLL, False
+        try:
             for chore in self._chores:
-                chore(conn)
+                queued = bool(chore(conn)) or queued
+            self._chores_failed = 0
+        except Exception as error:
+            if conn.closed:
+                raise
+            self._chores_failed += 1
+            pause = min(POLL * 2.0 ** min(self._chores_failed, 6), LONGEST_REST)
+            # Without its text: what the database says may quote an account.
+            log.warning("mail: a chore failed (%s)", type(error).__name__)
+        self._chores_at = time.monotonic() + pause
+        return queued
+
+    def _send_batch(self, conn: psycopg.Connection) -> int:
+        """How many mails it had."""
         if time.monotonic() < self._rest_until:
             return 0
         began, claimed = time.monotonic(), mails.claim(conn, self.name, BATCH, self._lease)

@@ -6,6 +6,7 @@ second, for people of whom few have an address, so the flow knows nothing of not
 the cases that were opened since it last looked, by the index over their times, set-based, from another process.
 """
 
+import time
 from collections.abc import Callable, Collection
 from datetime import datetime, timedelta
 
@@ -139,8 +140,12 @@ for _kind in WHAT:
 _MARK = "notices"
 """The row of `retention` that says how far the cases have been gone through."""
 _SLICE = timedelta(seconds=30)
-"""Of cases' times, in one transaction: 142,500 cases in a wave of 4,750 a second."""
-_SLICES = 10
+"""Of cases' times, in one transaction: 142,500 cases in a wave of 4,750 a second. One that took too long is halved, and
+the mark says to what; each that did not is twice the one before."""
+_PATIENCE = "2s"
+"""Of the server with one slice: who tells also sends what somebody waits for."""
+_ENOUGH = 0.5
+"""Seconds after which no other slice is begun."""
 _OLDEST = timedelta(hours=24)
 """What happened longer ago (while no mail was sent) is told to nobody any more."""
 
@@ -155,7 +160,8 @@ select greatest((mark->>'upto')::timestamptz, now() - %(oldest)s), (
     from pg_locks l left join pg_stat_activity a on a.pid = l.pid
     where l.locktype = 'advisory' and l.granted and l.objsubid = 1
       and (l.classid::bigint << 32 | l.objid::bigint) = %(opening)s
-      and l.database = (select oid from pg_database where datname = current_database()))
+      and l.database = (select oid from pg_database where datname = current_database())),
+    least(%(slice)s, make_interval(secs => (mark->>'slice')::float))
 from retention where name = '{_MARK}' for update skip locked
 """  # noqa: S608
 _TELL = f"""
@@ -170,8 +176,14 @@ with told as (
     ) d where c.opened_at > %(after)s and c.opened_at <= %(upto)s and c.account <> ''
     returning 1
 )
-update retention set mark = jsonb_build_object('upto', %(upto)s::timestamptz), rows = rows + (select count(*) from told)
+update retention set rows = rows + (select count(*) from told),
+    mark = jsonb_build_object('upto', %(upto)s::timestamptz, 'slice', %(next)s::float)
 where name = '{_MARK}' returning (select count(*) from told)
+"""  # noqa: S608
+_SHORTER = f"""
+update retention set mark = mark || jsonb_build_object('slice',
+    least(extract(epoch from %(slice)s::interval), (mark->>'slice')::float) / 2)
+where name = '{_MARK}'
 """  # noqa: S608
 
 
@@ -179,19 +191,33 @@ def tell_of_reissues(conn: psycopg.Connection) -> int:
     """Queue a notice of each case opened since the last call, to every confirmed address; returns how many.
 
     From the first call on. Needs a connection in autocommit. Any number of processes may call it: one does the work,
-    and a crash in the middle leaves it to the next, who tells each case once.
+    and a crash in the middle leaves it to the next, who tells each case once. It stops after a moment, whatever is left
+    to tell. Raises QueryCanceled where a slice took too long: the next call tries half of it.
     """
-    told = 0
-    for _slice in range(_SLICES):
-        with conn.transaction():
-            conn.execute(_BEGIN)
-            found = conn.execute(_BOUNDS, {"oldest": _OLDEST, "opening": OPENING}).fetchone()
-            if found is None:  # another one is at it
-                return told
-            after, upto = found
-            if upto <= after:
-                return told
-            upto = min(upto, after + _SLICE)
-            values = {"after": after, "upto": upto, "lasting": mail.LASTING}
-            told += db.row(conn.execute(_TELL, values))[0]
+    told, more, end = 0, True, time.monotonic() + _ENOUGH
+    while more and time.monotonic() < end:
+        try:
+            queued, more = _tell_slice(conn)
+        except psycopg.errors.QueryCanceled:
+            conn.execute(_SHORTER, {"slice": _SLICE})
+            raise
+        told += queued
     return told
+
+
+def _tell_slice(conn: psycopg.Connection) -> tuple[int, bool]:
+    """How many notices it queued, and whether there is more for us to tell."""
+    with conn.transaction():
+        conn.execute(f"set local statement_timeout = '{_PATIENCE}'")
+        conn.execute(_BEGIN)
+        values = {"oldest": _OLDEST, "opening": OPENING, "slice": _SLICE}
+        found = conn.execute(_BOUNDS, values).fetchone()
+        if found is None:  # another one is at it
+            return 0, False
+        after, bound, slice_ = found
+        if bound <= after:
+            return 0, False
+        upto = min(bound, after + slice_)
+        following = min(2 * slice_, _SLICE).total_seconds()
+        values = {"after": after, "upto": upto, "lasting": mail.LASTING, "next": following}
+        return int(db.row(conn.execute(_TELL, values))[0]), upto < bound

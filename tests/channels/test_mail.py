@@ -172,6 +172,42 @@ def test_a_claim_goes_by_the_index_and_sorts_nothing_of_what_waits(post, conn):
     assert plan.count("Sort  (") == 1, plan  # of the ten
 
 
+def test_a_chore_that_fails_costs_no_mail_and_is_put_off(post, caplog):
+    found = []
+
+    def chore(conn):
+        found.append(len(box.mails))
+        with conn.transaction():
+            conn.execute("set local statement_timeout = '10ms'")
+            conn.execute("select pg_sleep(5), 'lan@example.vn'")
+
+    with running() as (box, server):
+        sender = mailer(server, chore)
+        post()
+        send(sender)
+        assert found == [1]  # after the mail
+        pauses = []
+        for _ in range(3):
+            sender._chores_at = 0.0
+            began = time.monotonic()
+            sender._work()
+            pauses.append(round(sender._chores_at - began))
+        assert pauses == [8, 16, 32]
+        post()
+        send(sender)
+        assert len(box.mails) == 2 and len(found) == 4
+    ours = [record.getMessage() for record in caplog.records if record.name.startswith("caplai")]
+    assert ours == ["mail: a chore failed (QueryCanceled)"] * 4  # and not what it was about
+
+
+def test_what_a_chore_queues_waits_for_no_poll(post):
+    with running() as (box, server):
+        left = [1]
+        sender = mailer(server, lambda conn: len([post() for _ in range(left.pop() if left else 0)]))
+        send(sender)
+        assert len(box.mails) == 1
+
+
 def test_the_thread_is_woken_by_a_post_and_survives_a_lost_database_connection(post, conn):
     with running() as (box, server):
         sender = mailer(server)

@@ -3,6 +3,7 @@
 import threading
 from datetime import timedelta
 
+import psycopg
 import pytest
 from django.db import connection
 from django.utils import timezone
@@ -111,6 +112,23 @@ def test_days_without_mail_are_not_made_up_for(conn, rules, minh, mails):
     assert Mail.objects.count() == 2
 
 
+def test_cases_that_take_too_long_are_told_in_smaller_slices(conn, rules, minh, mails, monkeypatch):
+    tell_of_reissues(conn)
+    text(conn, rules, LAN, "84327000686")
+    monkeypatch.setattr(notices, "_PATIENCE", "50ms")
+    with connect() as other, other.transaction():
+        other.execute("lock table mail in exclusive mode")
+        for _ in range(2):
+            with pytest.raises(psycopg.errors.QueryCanceled):
+                tell_of_reissues(conn)
+    assert Retention.objects.get(name="notices").mark["slice"] == 7.5
+    Retention.objects.update(mark=Retention.objects.get().mark | {"slice": 0.01})
+    while not tell_of_reissues(conn):
+        pass
+    assert Mail.objects.count() == 2 and tell_of_reissues(conn) == 0
+    assert 0.01 < Retention.objects.get(name="notices").mark["slice"] <= 30
+
+
 def test_it_goes_by_the_index_over_times(conn, minh):
     """With a table of some size and its ways as they are planned; a wave opens thousands of cases a second."""
     conn.execute(
@@ -120,7 +138,7 @@ def test_it_goes_by_the_index_over_times(conn, minh):
         " from generate_series(1, 100000) n"
     )
     conn.execute("analyze reissue_case")
-    values = {"after": timezone.now(), "upto": timezone.now(), "lasting": timedelta(days=1)}
+    values = {"after": timezone.now(), "upto": timezone.now(), "lasting": timedelta(days=1), "next": 30}
     plan = "\n".join(line for (line,) in conn.execute("explain " + notices._TELL, values).fetchall())
     assert "reissue_case_by_time" in plan, plan
 
