@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 from django.conf import settings
+from django.utils import timezone
 
 from caplai import engine
 from caplai.cli import main
@@ -319,6 +320,34 @@ def test_the_rest_is_removed(conn):
         [[count]] = conn.execute(f"select count(*) from {query.split()[3]}").fetchall()
         assert left and count == 1, query
     assert {name: rows for name, *_, rows in retention.status(conn, KEEP) if rows} == gone
+
+
+def test_addresses_go_by_an_index_however_many_stay(conn):
+    conn.execute("""
+        insert into address (name, account, email, codes, tries, added_at, confirmed_at)
+            select gen_random_uuid(), n::text, 'kept', 1, 0, now() - interval '900 days', now()
+            from generate_series(1, 20000) n;
+        insert into address (name, account, email, codes, tries, added_at, confirmed_at, removed_at)
+            select gen_random_uuid(), 'x', email, 1, 0, now() - added * interval '1 day',
+                now() - confirmed * interval '1 day', now() - removed * interval '1 day'
+            from (values ('removed', 500, 400, 91), ('never', 500, null, 91), ('lately', 500, 400, 89),
+                         ('forgotten', 91, null, null)) a (email, added, confirmed, removed);
+        insert into address (name, account, email, codes, tries, added_at)
+            select gen_random_uuid(), 'y', 'typing', 1, 0, now() - interval '89 days';
+        analyze address
+    """)
+    [job] = (job for job in retention.JOBS if job.name == "addresses")
+    plan = "\n".join(
+        line
+        for (line,) in conn.execute(
+            f"explain delete from address where id in ({job.some}) and {job.old}",
+            {"before": timezone.now() - KEEP.links, "count": retention.STEP},
+        ).fetchall()
+    )
+    assert "Seq Scan" not in plan and "address_removed" in plan and "address_unconfirmed" in plan, plan
+    assert run(conn) == {"addresses": 3}
+    left = conn.execute("select email from address where email <> 'kept' order by 1").fetchall()
+    assert left == [("lately",), ("typing",)]
 
 
 # --- beside others ---------------------------------------------------------------------------------
