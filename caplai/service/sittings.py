@@ -116,6 +116,8 @@ def end_others(login: Login, here: str, also: Callable[[], object]) -> bool:
     with transaction.atomic():
         if login.account_id is not None:
             lock(login.account_id)
+        if not _is_alive(here):
+            return False
         stamp = new_stamp()
         if not Login.objects.filter(pk=login.pk, is_active=True, stamp=login.stamp).update(stamp=stamp):
             return False
@@ -124,6 +126,14 @@ def end_others(login: Login, here: str, also: Callable[[], object]) -> bool:
         Event.objects.create(kind=SIGNED_OUT_ELSEWHERE, login_id=login.pk)
         also()
     return True
+
+
+def _is_alive(here: str) -> bool:
+    """Whether the session that asks was not ended from elsewhere meanwhile: going on under a new key, it would be back.
+    It is not ended either until our transaction is over.
+    """
+    db.execute("select from sitting where row_key = %s for update", [here])
+    return db.execute("select from django_session where session_key = %s", [here]).fetchone() is not None
 
 
 def only(login: Login, here: str) -> None:

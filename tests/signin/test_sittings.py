@@ -195,3 +195,14 @@ def test_apps_are_told_from_browsers(citizen, login):
     app = App()
     app.sign_in(citizen.code, CHOSEN)
     assert Sitting.objects.get().client == "app/other"
+
+
+def test_what_was_ended_meanwhile_ends_nobody_else_and_is_not_back(browser, app, citizen, login):
+    """A request that had read its session before it was ended."""
+    sign_in(browser, citizen.code, CHOSEN)
+    app.sign_in(citizen.code, CHOSEN)
+    there = next(seat for seat in sittings.seats(login, row_key(browser)) if not seat.here)
+    ended = Sitting.objects.exclude(row_key=row_key(browser)).get().row_key
+    assert sittings.end(login, there.name, row_key(browser))
+    assert not sittings.end_others(login, ended, lambda: pytest.fail("it was ended"))
+    assert is_in(browser)
