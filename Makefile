@@ -1,9 +1,9 @@
 # Two commands matter: `make demo` and `make test`. Both create what they need in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
-# Most tests wait for sockets or a browser, so four processes are right for two cores (with three they were 57 % busy).
+# Most tests wait for sockets, so three processes are right for two cores (four gained 3 %, and made some wait too long).
 # Many start processes of ours, which without bytecode files would compile everything anew.
-PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -q -n 4
+PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -q -n 3
 
 .PHONY: demo test test-all lint fix lock clean
 

@@ -48,7 +48,7 @@ def test_every_answer_is_as_described(web, login, open_case, who):
     elif who != "nobody":
         assert app.sign_in(login.username, open_case().password).status_code == 401
     document = f"http://127.0.0.1:{port}/_allauth/openapi.json"
-    words = [document, "--checks", CHECKS, "--max-examples", "30", "--generation-deterministic", "--no-color"]
+    words = [document, "--checks", CHECKS, "--max-examples", "10", "--generation-deterministic", "--no-color"]
     words += [
         "--phases",
         "examples,coverage,fuzzing",
