@@ -15,7 +15,7 @@ from django.utils.translation import gettext as _
 from caplai.portal import emails as pages
 from caplai.portal.api_account import OfOwner
 from caplai.portal.api_passkeys import Guarded, error
-from caplai.portal.forms import AddressForm, CodeForm
+from caplai.portal.forms import AddressForm, MailedCodeForm
 from caplai.portal.report import end_the_rest
 from caplai.service import addressbook, mail, report
 from caplai.service.addressbook import Adding, Confirming, Removing
@@ -57,7 +57,7 @@ class Confirm(OfOwner):
     """POST {"code"}: 200 with the list, 400 `wrong_code`, 409 `ended`."""
 
     http_method_names: ClassVar[list[str]] = ["post"]
-    input_class = CodeForm
+    input_class = MailedCodeForm
 
     def post(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
         peppers = rules().peppers.keys.values()

@@ -10,7 +10,7 @@ from django.views.decorators.http import require_POST
 from django.views.generic.edit import FormView
 
 from caplai.portal.access import fresh, owner
-from caplai.portal.forms import AddressForm, CodeForm
+from caplai.portal.forms import AddressForm, MailedCodeForm
 from caplai.service import addressbook, mail
 from caplai.service.addressbook import Adding, Confirming, Removing
 from caplai.service.addresses import confirmed
@@ -52,7 +52,7 @@ class Add(FormView):
 @method_decorator(owner, name="dispatch")
 class Confirm(FormView):
     template_name = "portal/address_confirm.html"
-    form_class = CodeForm
+    form_class = MailedCodeForm
 
     def dispatch(self, request: HttpRequest, *args, **kwargs) -> HttpResponseBase:
         self.pending = addressbook.pending(request.user.account_id)
@@ -63,7 +63,7 @@ class Confirm(FormView):
     def get_context_data(self, **context) -> dict:
         return super().get_context_data(pending=self.pending, **context)
 
-    def form_valid(self, form: CodeForm) -> HttpResponse:
+    def form_valid(self, form: MailedCodeForm) -> HttpResponse:
         peppers = rules().peppers.keys.values()
         match addressbook.confirm(self.request.user, form.cleaned_data["code"], peppers):
             case Confirming.CONFIRMED:

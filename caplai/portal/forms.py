@@ -5,9 +5,22 @@ from django.core.validators import EmailValidator
 from django.utils.translation import gettext_lazy as _
 
 from caplai.signin import webauthn
+from caplai.signin.forms import NO_NULLS
 
-_NO_NULLS = {"null_characters_not_allowed": _("There is a character that cannot be used. Type it again.")}
 _MAX_EMAIL = 254  # RFC 5321, 4.5.3.1.3
+
+
+class OneTimeInput(forms.TextInput):
+    """For six digits that were sent: phones offer to fill them in (HTML, autofill `one-time-code`)."""
+
+    def __init__(self) -> None:
+        attrs = {
+            "autocomplete": "one-time-code",
+            "inputmode": "numeric",
+            "class": "short",
+            "spellcheck": "false",
+        }
+        super().__init__(attrs)
 
 
 class AddressForm(forms.Form):
@@ -21,7 +34,7 @@ class AddressForm(forms.Form):
             attrs={"autocomplete": "email", "autocapitalize": "none", "spellcheck": "false"}
         ),
         error_messages={
-            **_NO_NULLS,
+            **NO_NULLS,
             "required": _("Enter an email address."),
             "max_length": _("This is too long for an email address."),
         },
@@ -38,23 +51,16 @@ class AddressForm(forms.Form):
         return email
 
 
-class CodeForm(forms.Form):
+class MailedCodeForm(forms.Form):
     """{"code": …} of page and app: the six digits of a mail."""
 
     code = forms.CharField(
         label=_("Code from the mail"),
         help_text=_("6 digits"),
         max_length=30,
-        widget=forms.TextInput(
-            attrs={
-                "autocomplete": "one-time-code",
-                "inputmode": "numeric",
-                "class": "short",
-                "spellcheck": "false",
-            }
-        ),
+        widget=OneTimeInput,
         error_messages={
-            **_NO_NULLS,
+            **NO_NULLS,
             "required": _("Enter the code from the mail."),
             "max_length": _("The code has 6 digits."),
         },
@@ -76,7 +82,7 @@ class NameForm(forms.Form):
         max_length=webauthn.NAME_LENGTH,
         widget=forms.TextInput(attrs={"autocomplete": "off"}),
         error_messages={
-            **_NO_NULLS,
+            **NO_NULLS,
             "required": _("Enter a name."),
             "max_length": _("This is too long for a name."),
         },

@@ -32,11 +32,13 @@ from caplai.domain.grammar import CODE_LENGTH, code_of
 from caplai.domain.otp import Budgets, Channel, Sending
 from caplai.domain.policy import GRANTED, Outcome
 from caplai.domain.replies import bind_to_origin, prepare
+from caplai.portal.forms import OneTimeInput
 from caplai.service import forgotten
 from caplai.service.forgotten import Asker, Proof, Proved, Rules
 from caplai.signin import backend
 from caplai.signin.adapter import put_off
 from caplai.signin.context import how_to_get_a_password
+from caplai.signin.forms import NO_NULLS
 from caplai.signin.middleware import network
 from caplai.signin.stages import ISSUED_CASE
 
@@ -103,9 +105,9 @@ class CodeForm(forms.Form):
             attrs={"autocomplete": "username", "autocapitalize": "none", "spellcheck": "false"}
         ),
         error_messages={
+            **NO_NULLS,
             "required": _("Enter the code."),
             "max_length": _("This is too long for a code."),
-            "null_characters_not_allowed": _("There is a character that cannot be used. Type it again."),
         },
     )
 
@@ -162,14 +164,7 @@ class OtpForm(forms.Form):
         label=_("One-time code"),
         help_text=_("6 digits"),
         max_length=40,
-        widget=forms.TextInput(
-            attrs={
-                "autocomplete": "one-time-code",
-                "inputmode": "numeric",
-                "spellcheck": "false",
-                "class": "short",
-            }
-        ),
+        widget=OneTimeInput,
         error_messages={
             "required": _("Enter the 6 digits from the message."),
             "max_length": _("Enter the 6 digits from the message."),

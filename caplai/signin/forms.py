@@ -19,7 +19,7 @@ MIN_LENGTH, MAX_LENGTH = 8, 128
 # Of what is typed, before its accents are put together: a letter has two at most.
 _MAX_TYPED = 3 * MAX_LENGTH
 _MAX_NAME = 150
-_NO_NULLS = {"null_characters_not_allowed": _("There is a character that cannot be used. Type it again.")}
+NO_NULLS = {"null_characters_not_allowed": _("There is a character that cannot be used. Type it again.")}
 
 
 def normal_username(typed: str) -> str:
@@ -32,7 +32,7 @@ class UsernameField(forms.CharField):
         super().__init__(
             max_length=_MAX_NAME,
             error_messages={
-                **_NO_NULLS,
+                **NO_NULLS,
                 "required": _("Enter the code."),
                 "max_length": _("This is too long for a code."),
             },
@@ -59,7 +59,7 @@ class PasswordField(forms.CharField):
             max_length=_MAX_TYPED,
             widget=widget(attrs=attributes),
             error_messages={
-                **_NO_NULLS,
+                **NO_NULLS,
                 "required": required_message,
                 "max_length": _("This is too long for a password."),
             },

@@ -5,18 +5,17 @@ SCREENSHOTS=FOLDER keeps a picture of each page, in both languages and on a wide
 
 import os
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import sync_playwright
 
 from caplai.service.addresses import confirmed
+from tests.browser.conftest import CHROMIUM
 from tests.mailbox import code_in, mailer, running, send
 from tests.signin.conftest import CHOSEN, citizen, login, open_case
 
 __all__ = ["citizen", "login", "open_case"]
-CHROMIUM = shutil.which("chromium")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.peer,

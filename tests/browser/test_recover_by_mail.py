@@ -3,7 +3,8 @@
 import pytest
 from playwright.sync_api import sync_playwright
 
-from tests.browser.test_addresses import CHROMIUM, SIZES, box, look, pytestmark
+from tests.browser.conftest import CHROMIUM
+from tests.browser.test_addresses import SIZES, box, look, pytestmark
 from tests.mailbox import code_in, link_in
 from tests.signin.conftest import citizen
 

@@ -14,7 +14,8 @@ from playwright.sync_api import sync_playwright
 
 from caplai.service import notices
 from caplai.store.models import Account, Hold
-from tests.browser.test_addresses import CHROMIUM, SIZES, box, look
+from tests.browser.conftest import CHROMIUM
+from tests.browser.test_addresses import SIZES, box, look
 from tests.mailbox import link_in
 from tests.signin.conftest import citizen, login, open_case
 
