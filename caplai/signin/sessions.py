@@ -25,10 +25,6 @@ from caplai.store import db
 _INSERT = "insert into django_session (session_data, expire_date, session_key) values (%s, %s, %s)"
 _ENDS = "ends"
 """In the session of somebody signed in: when it is over however much it is used, in seconds since 1970."""
-CHALLENGES = "passkey_challenges"
-"""In a session: what a passkey may answer (webauthn.py). Everybody who opens the sign-in page has some."""
-_OF_ANYBODY = timedelta(hours=1)
-"""How long a session lives that holds nothing else: as long as they are good for."""
 _TOLD_AGAIN = timedelta(minutes=15)
 """Use within this time of the use that was last written down is not written: most requests write nothing."""
 _UPDATE = "update django_session set session_data = %s, expire_date = %s where session_key = %s returning 1"
@@ -99,8 +95,6 @@ class SessionStore(DatabaseStore):
         if SESSION_KEY in content:
             content.setdefault(_ENDS, expires.timestamp())
             expires = _until(content)
-        elif content.keys() <= {CHALLENGES}:
-            expires = min(expires, timezone.now() + _OF_ANYBODY)
         written = self.serializer().dumps(content)
         if written == self._written:
             return

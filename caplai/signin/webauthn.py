@@ -1,12 +1,16 @@
 """Passkeys: the two ceremonies of WebAuthn (W3C, level 3), for pages and app alike.
 
-Kept in allauth's table (`allauth.mfa`), in its form. Ours is what is believed: a challenge that this session was given
-for this purpose, once, within the hour; the exact origin of `public_url`, or that of a configured app; a user who was
-verified (fingerprint, face, screen lock). Every passkey is discoverable, so that nobody has to type a code.
+Kept in allauth's table (`allauth.mfa`), in its form. Ours is what is believed: a challenge that was given for this
+purpose, within the hour, and was not answered yet; the exact origin of `public_url`, or that of a configured app; a
+user who was verified (fingerprint, face, screen lock). Every passkey is discoverable, so nobody has to type a code.
+
+What a passkey is made for lies in the session of whom it is made for. What one signs in with is signed instead, and
+nothing of it is kept: every browser that opens the sign-in page asks for one, and so may any stranger.
 """
 
 import ipaddress
 import json
+import secrets
 import struct
 import time
 from collections.abc import Mapping
@@ -18,7 +22,9 @@ from allauth.core.internal.httpkit import is_headless_request
 from allauth.mfa.models import Authenticator
 from cryptography.exceptions import UnsupportedAlgorithm
 from django.conf import settings
-from django.db.models import QuerySet
+from django.contrib.postgres.fields import ArrayField
+from django.core.signing import BadSignature, Signer
+from django.db.models import F, Func, JSONField, Q, QuerySet, TextField, Value
 from django.db.models.functions import Now
 from django.http import HttpRequest
 from django.utils.translation import gettext as _
@@ -39,16 +45,19 @@ from fido2.webauthn import (
 from caplai.service.passkeys import MOST
 from caplai.signin.backend import PasswordBackend
 from caplai.signin.client import client_of, name_of
-from caplai.signin.sessions import CHALLENGES
 from caplai.store.models import Login
 
 MOST_OCTETS = 65_536
 """Of what an authenticator sends, as JSON; real ones send three thousand."""
 NAME_LENGTH = 60
+_CHALLENGES = "passkey_challenges"
+"""In a session: what a passkey is to be made with, each [the library's state, for which login, when]."""
 _PENDING = 4
-"""Challenges of a session, each [the library's state, purpose, when]: the latest, for as many tabs."""
+"""The latest of them, for as many tabs."""
 _GOOD_FOR = 3600.0
 """Seconds. The offer in a field's suggestions stands as long as its page is open."""
+_ANSWERED = "answered"
+"""In a passkey's data: when the challenge was given that it signed in with last, in microseconds since 1970."""
 _PATIENCE = 300_000
 """Milliseconds that a browser waits for the finger."""
 _PORTS = {"http": 80, "https": 443}
@@ -59,9 +68,6 @@ _NONSENSE = (
     ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, NotImplementedError,
     struct.error, UnsupportedAlgorithm, AssertionError,
 )  # fmt: skip
-
-_SIGN_IN = "sign-in"
-"""The purpose of a challenge that any login may answer; others name the one for whom a passkey is made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +119,8 @@ def creation_options(request: HttpRequest, login: Login, *, here: bool = False) 
         authenticator_attachment=AuthenticatorAttachment.PLATFORM if here else None,
         extensions={"credProps": True},
     )
-    _give(request, state, _purpose(login))
+    pending = request.session.get(_CHALLENGES, [])
+    request.session[_CHALLENGES] = [*pending, [state, login.pk, int(time.time())]][-_PENDING:]
     return dict(options)
 
 
@@ -122,8 +129,8 @@ def request_options(request: HttpRequest) -> dict | None:
     server = _server(request)
     if server is None:
         return None
-    options, state = server.authenticate_begin(user_verification=_VERIFIED)
-    _give(request, state, _SIGN_IN)
+    challenge = _signer(request).sign(f"{secrets.token_urlsafe(16)}.{time.time_ns() // 1000}").encode()
+    options, _state = server.authenticate_begin(user_verification=_VERIFIED, challenge=challenge)
     return dict(options)
 
 
@@ -142,7 +149,7 @@ def made(request: HttpRequest, login: Login, answer: Mapping[str, Any] | None) -
     try:
         registration = RegistrationResponse.from_dict(answer or {})
         client, attestation = registration.response.client_data, registration.response.attestation_object
-        state = _take(request, client.challenge, _purpose(login))
+        state = _take(request, client.challenge, login)
         if server is None or state is None:
             return None
         server.register_complete(state, registration)
@@ -175,32 +182,35 @@ def store(login: Login, credential: dict, name: str) -> None:
 def shown(request: HttpRequest, answer: Mapping[str, Any] | None) -> Authenticator | None:
     """The passkey that was shown, with its login (`user`), who may sign in. That it was used is written down.
 
-    None if it is not to be believed, was removed, or its login may not sign in. Its challenge is spent either way.
+    None if it is not to be believed, was removed, or its login may not sign in. Once a passkey has answered a challenge
+    it can answer neither that one again nor one that was given before it.
     """
     server = _server(request)
     try:
         assertion = AuthenticationResponse.from_dict(answer or {})
-        state = _take(request, assertion.response.client_data.challenge, _SIGN_IN)
+        challenge = assertion.response.client_data.challenge
+        given = _given(request, challenge)
         whose = _login(assertion.response.user_handle)
-        if server is None or state is None or whose is None:
+        if server is None or given is None or whose is None:
             return None
+        _options, state = server.authenticate_begin(user_verification=_VERIFIED, challenge=challenge)
         kept = {_credential(passkey).credential_id: passkey for passkey in passkeys(whose)}
         credentials = [_credential(passkey) for passkey in kept.values()]
         found = server.authenticate_complete(state, credentials, assertion)
     except _NONSENSE:
         return None
     passkey = kept[found.credential_id]
-    if not passkeys(whose).filter(pk=passkey.pk).update(last_used_at=Now()):
-        return None  # removed at this moment
+    new = Q(**{f"data__{_ANSWERED}__isnull": True}) | Q(**{f"data__{_ANSWERED}__lt": given})
+    used = passkeys(whose).filter(new, pk=passkey.pk)
+    if not used.update(last_used_at=Now(), data=_with(_ANSWERED, given)):
+        return None  # by this very answer, or the passkey was removed at this moment
     passkey.user = whose
     return passkey
 
 
 def rename(login: Login, passkey: int, name: str) -> bool:
     """Call this login's passkey so; False if there is none (any more)."""
-    found = passkeys(login).filter(pk=passkey)
-    data = found.values_list("data", flat=True).first()
-    return data is not None and bool(found.update(data={**data, "name": name[:NAME_LENGTH]}))
+    return bool(passkeys(login).filter(pk=passkey).update(data=_with("name", name[:NAME_LENGTH])))
 
 
 def name_for(request: HttpRequest) -> str:
@@ -217,8 +227,11 @@ def _is_address(host: str) -> bool:
         return False
 
 
-def _purpose(login: Login) -> str:
-    return f"add/{login.pk}"
+def _with(name: str, value: object) -> Func:
+    """The passkey's data with this in it, whatever is written to the rest of it at this moment."""
+    return Func(
+        F("data"), Value([name], ArrayField(TextField())), Value(value, JSONField()), function="jsonb_set"
+    )
 
 
 def _server(request: HttpRequest) -> Fido2Server | None:
@@ -248,17 +261,27 @@ def _login(handle: bytes | None) -> Login | None:
     return PasswordBackend().get_user(int(number))
 
 
-def _give(request: HttpRequest, state: dict, purpose: str) -> None:
-    pending = request.session.get(CHALLENGES, [])
-    request.session[CHALLENGES] = [*pending, [state, purpose, int(time.time())]][-_PENDING:]
-
-
-def _take(request: HttpRequest, challenge: bytes, purpose: str) -> dict | None:
-    """The library's state of a challenge that this session was given for that; it is spent."""
-    pending = request.session.get(CHALLENGES, [])
+def _take(request: HttpRequest, challenge: bytes, login: Login) -> dict | None:
+    """The library's state of a challenge that this session was given to make this login a passkey; it is spent."""
+    pending = request.session.get(_CHALLENGES, [])
     name = websafe_encode(challenge)
     found = [one for one in pending if one[0]["challenge"] == name]
     if found:
-        request.session[CHALLENGES] = [one for one in pending if one not in found]
-    good = [one[0] for one in found if one[1] == purpose and time.time() - one[2] < _GOOD_FOR]
+        request.session[_CHALLENGES] = [one for one in pending if one not in found]
+    good = [one[0] for one in found if one[1] == login.pk and time.time() - one[2] < _GOOD_FOR]
     return good[0] if good else None
+
+
+def _signer(request: HttpRequest) -> Signer:
+    """Signs what this browser is to sign in with, which is known by the cookie of its forms. (An app has none.)"""
+    return Signer(salt=f"caplai.signin.passkey:{request.META.get('CSRF_COOKIE', '')}")
+
+
+def _given(request: HttpRequest, challenge: bytes) -> int | None:
+    """When this browser was given that challenge to sign in with, in microseconds; None if not, or too long ago."""
+    try:
+        text = _signer(request).unsign(challenge.decode("ascii"))
+    except (BadSignature, UnicodeDecodeError):
+        return None
+    given = int(text.partition(".")[2])
+    return given if time.time() - given / 1e6 < _GOOD_FOR else None

@@ -30,7 +30,7 @@ class Ceremony:
     """As much of a request as a ceremony wants."""
 
     def __init__(self, user: Login) -> None:
-        self.user, self.session, self.scheme, self.headers = user, {}, "http", {}
+        self.user, self.session, self.scheme, self.headers, self.META = user, {}, "http", {}, {}
 
     def get_host(self) -> str:
         return "localhost"

@@ -75,10 +75,10 @@ def test_what_is_refused(app, login, key):
         key.origin = origin
         assert show(app, key).status_code == 400
     key.origin = ANDROID
-    asked = app.call("GET", "auth/webauthn/login").json()["data"]["request_options"]
-    other = App()
-    other.call("GET", "auth/webauthn/login")
-    assert other.call("POST", "auth/webauthn/login", {"credential": key.show(asked)}).status_code == 400
+    browser = Client(headers={"host": "caplai.example"})
+    browser.get("/login/")  # what a browser was given is no app's
+    asked = browser.post("/login/passkey/options/").json()
+    assert app.call("POST", "auth/webauthn/login", {"credential": key.show(asked)}).status_code == 400
     assert not app.is_in
     Login.objects.update(is_active=False)
     assert show(app, key).status_code == 400
