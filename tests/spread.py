@@ -11,7 +11,10 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 WHOLE = (
+    "tests/browser/test_account.py",
     "tests/browser/test_demo.py",
+    "tests/browser/test_passkeys.py",
+    "tests/browser/test_recover.py",
     "tests/test_cli.py",
     "tests/test_local_postgres.py",
     "tests/test_secrets.py",
@@ -31,14 +34,27 @@ LONG = (
     "tests/channels/",
 )
 """What takes longest, the longest first: paths, or how they begin. The rest is of short tests."""
+LAST = (
+    "tests/browser/test_passkeys.py",
+    "tests/browser/test_account.py",
+    "tests/browser/test_recover.py",
+    "tests/browser/",
+)
+"""What shares a browser, which other tests cannot have beside them; the longest first."""
+
+
+def _rank(item: pytest.Item) -> int:
+    for paths, first in ((LONG, 0), (LAST, len(LONG) + 1)):
+        for n, path in enumerate(paths, first):
+            if item.nodeid.startswith(path):
+                return n
+    return len(LONG)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """pytest-django has put the tests that share transactions first; within a rank its order stays."""
-    items.sort(
-        key=lambda item: next((n for n, path in enumerate(LONG) if item.nodeid.startswith(path)), len(LONG))
-    )
+    items.sort(key=_rank)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -53,5 +69,5 @@ class _Spread(LoadScopeScheduling):
         return file if file in WHOLE else nodeid
 
 
-for _path in {*WHOLE, *LONG}:
+for _path in {*WHOLE, *LONG, *LAST}:
     assert list(Path(__file__).parent.parent.glob(f"{_path}*")), f"{_path} is not there any more"

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -59,12 +60,30 @@ def said_until(process, words, seconds):
     return said.decode()
 
 
-@pytest.fixture(scope="module")
-def chromium():
+@pytest.fixture(scope="session")
+def started():
+    """One browser for all of a process' tests, since they come last there (tests/spread.py): what keeps a loop of
+    asyncio in this thread lets no test after it have its own.
+    """
+    with launched() as browser:
+        yield browser
+
+
+@pytest.fixture
+def chromium(started):
+    """The browser; what a test opened in it is closed after it."""
+    yield started
+    for context in started.contexts:
+        context.close()
+
+
+@contextmanager
+def launched():
     if CHROMIUM is None:
         pytest.skip("Debian's chromium is not installed")
     playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as running:
+    with pytest.MonkeyPatch.context() as patch, playwright.sync_playwright() as running:
+        patch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "yes")  # playwright keeps a loop in this thread
         browser = running.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
         browser.close()

@@ -8,25 +8,18 @@ import re
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import sync_playwright
 
 from caplai.service.addresses import confirmed
-from tests.browser.conftest import CHROMIUM
 from tests.mailbox import code_in, mailer, running, send
 from tests.signin.conftest import CHOSEN, citizen, login, open_case
 
 __all__ = ["citizen", "login", "open_case"]
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.peer,
-    pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.peer]
 SIZES = {"phone": {"width": 320, "height": 640}, "wide": {"width": 1280, "height": 800}}
 
 
 @pytest.fixture
-def box(transactional_db, settings, monkeypatch):
-    monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "yes")  # playwright keeps a loop in this thread
+def box(transactional_db, settings):
     with running() as (box, server):
         settings.CAPLAI = settings.CAPLAI.model_copy(update={"mail": server})
         box.deliver = lambda: send(mailer(server))
@@ -47,39 +40,36 @@ def look(page, name):
 
 
 @pytest.mark.parametrize("script", [True, False], ids=["script", "no script"])
-def test_an_address_is_added_on_a_small_phone(site, box, login, script):
-    with sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        context = browser.new_context(viewport=SIZES["phone"], java_script_enabled=script)
-        page = context.new_page()
-        page.goto(site + "/login/?next=/account/email/")
-        page.get_by_label("Mã số BHXH").fill(login.username)
-        page.get_by_label("Mật khẩu").first.fill(CHOSEN)
-        page.locator("main form button").first.click()
-        shot = look if script else lambda page, name: None
-        shot(page, "addresses")
-        page.get_by_role("link", name="Thêm địa chỉ email").click()
-        page.get_by_label("Địa chỉ email").fill("lan")
-        page.get_by_role("button", name="Gửi mã").click()
-        shot(page, "address-wrong")
-        page.get_by_label("Địa chỉ email").fill("lan@mailbox.example.com")
-        page.get_by_role("button", name="Gửi mã").click()
-        shot(page, "address-code")
-        box.deliver()
-        [mail] = box.to("lan@mailbox.example.com")
-        if folder := os.environ.get("SCREENSHOTS"):
-            view = context.new_page()
-            view.set_content(mail.get_body(("html",)).get_content())
-            view.screenshot(path=Path(folder) / "mail-code.png", full_page=True)
-            view.close()
-        page.get_by_label("Mã trong thư").fill(code_in(mail))
-        page.get_by_role("button", name="Xác nhận địa chỉ").click()
-        assert "Đã xác nhận địa chỉ email." in page.content()
-        shot(page, "address-confirmed")
-        page.goto(site + "/account/email/?lang=en")
-        shot(page, "addresses-en")
-        assert re.search(r"confirmed on \d", page.content())
-        browser.close()
+def test_an_address_is_added_on_a_small_phone(site, chromium, box, login, script):
+    context = chromium.new_context(viewport=SIZES["phone"], java_script_enabled=script)
+    page = context.new_page()
+    page.goto(site + "/login/?next=/account/email/")
+    page.get_by_label("Mã số BHXH").fill(login.username)
+    page.get_by_label("Mật khẩu").first.fill(CHOSEN)
+    page.locator("main form button").first.click()
+    shot = look if script else lambda page, name: None
+    shot(page, "addresses")
+    page.get_by_role("link", name="Thêm địa chỉ email").click()
+    page.get_by_label("Địa chỉ email").fill("lan")
+    page.get_by_role("button", name="Gửi mã").click()
+    shot(page, "address-wrong")
+    page.get_by_label("Địa chỉ email").fill("lan@mailbox.example.com")
+    page.get_by_role("button", name="Gửi mã").click()
+    shot(page, "address-code")
+    box.deliver()
+    [mail] = box.to("lan@mailbox.example.com")
+    if folder := os.environ.get("SCREENSHOTS"):
+        view = context.new_page()
+        view.set_content(mail.get_body(("html",)).get_content())
+        view.screenshot(path=Path(folder) / "mail-code.png", full_page=True)
+        view.close()
+    page.get_by_label("Mã trong thư").fill(code_in(mail))
+    page.get_by_role("button", name="Xác nhận địa chỉ").click()
+    assert "Đã xác nhận địa chỉ email." in page.content()
+    shot(page, "address-confirmed")
+    page.goto(site + "/account/email/?lang=en")
+    shot(page, "addresses-en")
+    assert re.search(r"confirmed on \d", page.content())
     assert [address.email for address in confirmed(login.account_id)] == [
         "lan@example.vn",
         "lan@mailbox.example.com",

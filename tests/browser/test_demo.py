@@ -7,9 +7,16 @@ import re
 
 import pytest
 
-from tests.browser.conftest import SIZES
+from tests.browser.conftest import SIZES, launched
 
 pytestmark = pytest.mark.peer
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """Its own, which ends with it: these tests are long, so they do not come last."""
+    with launched() as browser:
+        yield browser
 
 
 @pytest.mark.parametrize(

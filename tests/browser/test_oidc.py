@@ -17,24 +17,18 @@ from django.test import Client as Browser
 
 import caplai
 from caplai.portal.oidc import clients
-from tests.browser.conftest import CHROMIUM, FLAGS
 from tests.portal.oidc.conftest import signing_key
 from tests.signin.conftest import CHOSEN, citizen, login, open_case, sign_in
 
 __all__ = ["citizen", "login", "open_case", "signing_key"]
 EXAMPLE = Path(caplai.__file__).parents[1] / "examples" / "oidc-client" / "client.py"
 SIZES = {"phone": {"width": 320, "height": 640}, "desktop": {"width": 1280, "height": 800}}
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.peer,
-    pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.peer]
 
 
 @pytest.fixture
 def example(transactional_db, live_server, monkeypatch):
     """Start the example; `example(public=…, trusted=…)` is its address."""
-    monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "yes")  # playwright keeps a loop in this thread
     # Static files as the site serves them.
     monkeypatch.setattr(StaticFilesHandler, "_should_handle", lambda self, path: False)
     running = []
@@ -69,16 +63,6 @@ def example(transactional_db, live_server, monkeypatch):
     for process in running:
         process.terminate()
         process.wait(10)
-
-
-@pytest.fixture
-def chromium():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 def look(page, name):

@@ -1,5 +1,6 @@
 """Each page of the citizen's, looked at: on a small phone in Vietnamese, light and dark; with SCREENSHOTS=FOLDER, which
-keeps the pictures, in both languages on a phone and a desktop. (That takes four times as long, and CI has its limit.)
+keeps the pictures, those of print and of forced colours too, in both languages on a phone and a desktop. (That takes
+four times as long, and CI has its limit.)
 
 axe-core finds nothing, nothing sticks out at the side, it weighs less than 60 kB with all that it loads, asks no other
 site, and says no error.
@@ -59,7 +60,6 @@ def mailserver():
 
 @pytest.fixture
 def site(server, mailserver, transactional_db, settings, monkeypatch):
-    monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "yes")  # playwright keeps a loop in this thread
     settings.CAPLAI = settings.CAPLAI.model_copy(update={"mail": mailserver})
     budgets = dict.fromkeys(("code_day", "phone_day", "network_day", "prefix_hour", "site_hour"), 1000)
     monkeypatch.setattr("caplai.portal.recover.rules", lambda: rules_with(budgets=budgets))
@@ -95,7 +95,7 @@ class Visit:
         self.octets += int(event["encodedDataLength"])
 
     def open(self) -> None:
-        self.page.goto(self.site.url + self.shown.path, wait_until="networkidle")
+        self.page.goto(self.site.url + self.shown.path, wait_until="load" if self.shown.go else "networkidle")
         if self.shown.go:
             self.octets = 0
             self.shown.go(self.page)
@@ -120,6 +120,10 @@ def test_page(site, chromium, shown):
             page.emulate_media(color_scheme=scheme)
             assert _axe(page, rules) == [], f"{where}, {scheme}"
             _keep(page, f"{shown.name}-{size}-{language}-{scheme}")
+        page.emulate_media(color_scheme="light", forced_colors="active")
+        _keep(page, f"{shown.name}-{size}-{language}-forced")
+        page.emulate_media(media="print", forced_colors="none")
+        _keep(page, f"{shown.name}-{size}-{language}-print")
         visit.context.close()
 
 
