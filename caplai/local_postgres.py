@@ -57,6 +57,7 @@ _SETTINGS = {
     "max_connections": "100",
     "shared_buffers": "256MB",
     "max_wal_size": "4GB",
+    "min_wal_size": "1GB",  # what a wave has written is kept to be written again: a file made anew stalls every commit
     "max_locks_per_transaction": "256",  # each batch that an engine decides holds up to 1,000 advisory locks
     "jit": "off",  # where memory must not become executable (our systemd unit) a large query would fail by it
     "timezone": "UTC",
