@@ -171,6 +171,7 @@ def dashboard_and_rules_name_only_metrics_that_exist(story, file):
 # --- the database goes away ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_database_that_goes_away_is_told_within_two_seconds_and_once_and_heals(conn, tmp_path):
     async def scenario():
         async with (
