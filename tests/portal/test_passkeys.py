@@ -54,7 +54,7 @@ def stale(client: Client) -> None:
 
 
 def test_from_the_first_to_none(post, lan, login):
-    assert "Chưa có mục nào." in lan.get(PAGE).content.decode()
+    assert "Bạn chưa thêm vân tay hoặc khuôn mặt." in lan.get(PAGE).content.decode()
     page = lan.get(ADD).content.decode()
     assert 'data-passkey="create"' in page and "Trình duyệt này không làm được" in page
     key = SoftKey()
