@@ -30,7 +30,8 @@ from psycopg import pq, sql
 
 from caplai import __version__
 from caplai.local_postgres import installed
-from caplai.processes import RESTORE_MARK, end_with
+from caplai.prctl import end_with
+from caplai.processes import RESTORE_MARK
 from caplai.service import keys, recover
 from caplai.store.keyring import KINDS, KeyringFile, Keys
 

@@ -1,7 +1,6 @@
 """The processes of one host: the embedded database server, migrations, and the children of `up` and `demo`."""
 
 import contextlib
-import ctypes
 import itertools
 import logging
 import os
@@ -17,12 +16,11 @@ from dataclasses import dataclass, field
 
 import psycopg
 
+from caplai import prctl
 from caplai.config import Config
 from caplai.local_postgres import LocalPostgres, LocalPostgresError
 
 log = logging.getLogger(__name__)
-
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4  # prctl(2)
 
 
 # --- being stopped ---------------------------------------------------------------------------------
@@ -65,24 +63,10 @@ def stoppable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def end_with(parent: int) -> None:
-    """Have the kernel send us SIGTERM when our parent process ends, however it ends; end now if it has."""
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:
-        os._exit(128 + signal.SIGTERM)
-
-
 def keep_memory_private(config: Config) -> None:
-    """Leave no core dump, and let no debugger of our own user in: keys and passwords are in this memory.
-
-    Unless the configuration has it otherwise. It holds until an exec. A limit of the core's size would not do:
-    where cores are piped to a program the kernel passes it over.
-    """
+    """Keep it (prctl.keep_memory_private), unless the configuration has it otherwise."""
     if not config.debuggable:
-        _prctl(_PR_SET_DUMPABLE, 0)
-
-
-_prctl = ctypes.CDLL(None).prctl  # looked up here: between fork and exec there is no place for it
+        prctl.keep_memory_private()
 
 
 # --- the database ----------------------------------------------------------------------------------
@@ -97,6 +81,11 @@ class Database:
         self._pause = 1.0
         self._not_before = 0.0
         self._said = ""
+
+    @property
+    def embedded(self) -> bool:
+        """Whether it is the embedded server."""
+        return self._server is not None
 
     def tend(self) -> None:
         """Start the embedded server anew if it was killed. Cheap while it lives; never raises for its trouble,
@@ -446,7 +435,7 @@ def _spawn(command: list[str], environment: Mapping[str, str]) -> subprocess.Pop
         env=dict(environment),
         stdin=subprocess.DEVNULL,
         start_new_session=True,
-        preexec_fn=lambda: end_with(us),
+        preexec_fn=lambda: prctl.end_with(us),
     )
 
 

@@ -380,3 +380,11 @@ def test_an_older_version_runs_on_a_newer_schema(conn):
         processes.migrate()
     finally:
         conn.execute("delete from django_migrations where name = '9999_of_a_newer_version'")
+
+
+def test_what_tends_the_web_servers_worker_carries_nothing_of_the_pages():
+    found = subprocess.run(
+        [sys.executable, "-c", "import sys, caplai.webserver; print(*sys.modules)"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert not {"django", "pydantic", "psycopg", "caplai.config"} & set(found.stdout.split())

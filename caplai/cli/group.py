@@ -101,17 +101,50 @@ def ready(config: Any, *, adopt: bool = False, migrate: bool | None = None) -> I
     from caplai import processes
 
     with processes.database(config, adopt=adopt) as database:
-        processes.setup_django()
-        if processes.restore_is_unfinished():
-            raise Failure(
-                "A restore into this database has begun and was not finished. Run it again (caplai restore),"
-                " or keep what is in it now: caplai restore --after-the-fact"
-            )
-        if migrate or (migrate is None and config.database_url is None):
-            processes.migrate()
-        elif processes.pending_migrations():
-            raise Failure("The database's tables are not up to date. Run: caplai migrate")
+        _prepare(config, migrate)
         yield database
+
+
+@contextlib.contextmanager
+def ready_apart(config: Any) -> Iterator[Any]:
+    """As `ready`, but Django is not loaded: the look at the tables is another process's, which ends after it.
+
+    For who does nothing but tend another process, all the while that this one serves.
+    """
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    from caplai import processes
+
+    with processes.database(config) as database:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as apart:
+            apart.submit(_prepare_or_say, config).result()
+        yield database
+
+
+def _prepare(config: Any, migrate: bool | None) -> None:
+    from caplai import processes
+
+    processes.setup_django()
+    if processes.restore_is_unfinished():
+        raise Failure(
+            "A restore into this database has begun and was not finished. Run it again (caplai restore),"
+            " or keep what is in it now: caplai restore --after-the-fact"
+        )
+    if migrate or (migrate is None and config.database_url is None):
+        processes.migrate()
+    elif processes.pending_migrations():
+        raise Failure("The database's tables are not up to date. Run: caplai migrate")
+
+
+def _prepare_or_say(config: Any) -> None:
+    """What went wrong, said here: of an error the cause does not come along to another process."""
+    try:
+        _prepare(config, None)
+    except click.ClickException:
+        raise
+    except Exception as error:
+        raise _sentence(error) from None
 
 
 def local_time(at: datetime) -> str:

@@ -1,16 +1,12 @@
 """`caplai` demo, up, engine, web, migrate: what runs."""
 
 import contextlib
-import gc
 import sys
 from typing import Any
 
 import click
 
-from caplai.cli.group import Failure, load_config, main, ready
-
-STOP_WITHIN = 10
-"""Seconds that a web server's worker has for the requests under way when it is told to stop."""
+from caplai.cli.group import Failure, load_config, main, ready, ready_apart
 
 
 @main.command()
@@ -103,39 +99,26 @@ def engine(quiet: bool) -> None:
 @click.option("--quiet", is_flag=True, help="Say nothing unless something is wrong.")
 def web(quiet: bool) -> None:
     """Run the web server alone: sign-in pages and the app API."""
-    from caplai import processes
+    from caplai import processes, webserver
 
     config = load_config(quiet=quiet)
     processes.keep_memory_private(config)
     port = _free_port(config)
-    with ready(config):
-        from django.db import connection
-        from granian import Granian
-        from granian.constants import Interfaces
-        from granian.log import LogLevels
-
-        from caplai.watch import logs
-
-        logs.tell_of_failed_threads()
+    serving = webserver.Serving(
+        config.address,
+        port,
+        config.web_threads,
+        config.debuggable,
+        config.log.format,
+        config.log.level,
+        config.log.messages,
+    )
+    with ready_apart(config) as database:
         if not quiet:
             click.echo(f"web: {processes.url(config.address, port)}")
-        connection.close()  # the worker is a fork of us, and a connection is for one process
-        gc.collect()
-        gc.freeze()  # nor does a collector write to what the two share, which would be copied
-        Granian(
-            "caplai.wsgi:application",
-            address=config.address,
-            port=port,
-            interface=Interfaces.WSGI,
-            workers=1,
-            blocking_threads=config.web_threads,
-            websockets=False,
-            log_level=LogLevels.error,
-            log_dictconfig={"loggers": {"_granian": {}}},  # with no handler of its own: by ours
-            respawn_failed_workers=True,
-            # A worker that is told to stop while it starts does not hear it (granian 2.8), and would serve for ever.
-            workers_kill_timeout=STOP_WITHIN,
-        ).serve()
+        if not database.embedded:  # else we may have to stop it
+            webserver.become(serving)
+        webserver.serve(serving)
 
 
 @main.command()

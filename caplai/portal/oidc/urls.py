@@ -1,9 +1,18 @@
 """Of allauth's URLs those that we offer, by its names and at its places."""
 
+from allauth.core.internal import jwkkit
+from allauth.idp.oidc.internal.oauthlib import server
 from allauth.idp.oidc.views import jwks, user_info
 from django.urls import include, path
 
 from caplai.portal.oidc import agreements, views
+from caplai.portal.oidc.adapter import load_key
+from caplai.portal.oidc.validator import Validator
+
+# allauth has no settings for these; its version is pinned, and a test asks that it has ours. Here and not where Django
+# loads the apps, so that an engine does not carry all that a provider needs.
+server.OAuthLibRequestValidator = Validator
+jwkkit.load_pem = load_key
 
 _PATTERNS = [
     path(".well-known/openid-configuration", views.configuration, name="configuration"),

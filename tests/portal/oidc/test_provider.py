@@ -26,7 +26,8 @@ def inside(browser, citizen, login):
     return browser
 
 
-def test_it_is_ours_that_allauth_asks():
+def test_it_is_ours_that_allauth_asks(browser):
+    browser.get("/")
     assert server.OAuthLibRequestValidator is Validator
     assert jwkkit.load_pem is load_key
 
