@@ -3,6 +3,11 @@
 It imports next to nothing, for it stays all the while. `caplai web` becomes it once the tables have been looked at.
 """
 
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C within the next moments needs no traceback
+
 import dataclasses
 import gc
 import json
@@ -50,6 +55,7 @@ def serve(serving: Serving) -> None:
     said = logs.configuration(serving.log_form, serving.log_level, messages=serving.log_messages)
     logging.config.dictConfig(said)
     logs.tell_of_failed_threads()
+    os.register_at_fork(after_in_child=_be_stoppable)
     gc.collect()
     gc.freeze()  # a collector would write to what the worker, a fork of us, shares with us, and so it would be copied
     Granian(
@@ -63,9 +69,18 @@ def serve(serving: Serving) -> None:
         log_level=LogLevels.error,
         log_dictconfig={"loggers": {"_granian": {}}},  # with no handler of its own: by ours
         respawn_failed_workers=True,
-        # A worker that is told to stop while it starts does not hear it (granian 2.8), and would serve for ever.
+        # One that does not heed being told to stop would serve for ever.
         workers_kill_timeout=STOP_WITHIN,
     ).serve()
+
+
+def _be_stoppable() -> None:
+    """In the worker. Until one of granian 2.8 listens for signals, which is when it has loaded the pages, it has our
+    handlers, and they would swallow what it is told. And it is told by us alone: of a Ctrl-C that reaches it as well
+    as us it would hang.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.setpgid(0, 0)
 
 
 if __name__ == "__main__":

@@ -530,6 +530,20 @@ def test_a_web_server_that_is_killed_takes_its_worker_with_it(caplai, tmp_path):
         assert free_port("127.0.0.1", house.port) == house.port
 
 
+def test_ctrl_c_in_a_terminal_reaches_the_web_server_and_not_its_worker(caplai, tmp_path):
+    """Of being told twice the worker would hang now and then; it is told by the server, and stops at once."""
+    house = House(tmp_path, CAPLAI_DATABASE_URL=conninfo())
+    with house.running("web") as web:
+        until(lambda: wait_for_port("127.0.0.1", house.port, 0.1))
+        worker = until(lambda: house.child("web", web.pid))
+        assert house.page()
+        assert os.getpgid(worker) == worker
+        web.send_signal(signal.SIGINT)
+        web.communicate(timeout=5)
+    assert web.returncode == 0
+    assert not house.processes()
+
+
 def test_up_ends_when_a_part_of_it_cannot_start(empty_database, tmp_path):
     # Read by Python before anything of ours: the engine ends with an error of its own.
     (tmp_path / "sitecustomize.py").write_text(
