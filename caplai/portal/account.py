@@ -19,7 +19,7 @@ from caplai.portal.access import is_fresh, owner
 from caplai.portal.oidc.grants import agreements
 from caplai.portal.password_form import ChangeForm
 from caplai.portal.told import tell
-from caplai.service import history, sittings
+from caplai.service import addressbook, history, mail, sittings
 from caplai.service.addresses import confirmed
 from caplai.service.changing import Change
 from caplai.service.cooling import COOLING, cooling_until
@@ -39,7 +39,11 @@ def home(request: HttpRequest) -> HttpResponse:
     login = request.user
     if login.account is None:
         return render(request, "signin/home.html")
-    return render(request, "portal/account.html", summary(request))
+    shown = summary(request)
+    pending = addressbook.pending(login.account_id)
+    # Whoever has just been given a new password is led on to what spares them the next one.
+    asks = shown["until"] and not shown["emails"] and not pending and mail.is_on()
+    return render(request, "portal/account.html", {**shown, "pending": pending, "asks_for_email": asks})
 
 
 def summary(request: HttpRequest) -> dict[str, Any]:

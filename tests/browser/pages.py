@@ -115,6 +115,7 @@ PAGES = [
     Page("recover-limit", "recover_done", "spent"),
     Page("home", "home", "owner"),
     Page("home-back", "home", "returned"),
+    Page("home-first", "home", "arrived"),
     Page("home-beginner", "home", "beginner"),
     Page("password", "account_password", "owner"),
     Page("password-wrong", "account_password", "owner", go=submit(current_password="x", new_password="ngắn")),
@@ -269,6 +270,14 @@ class People:
         )
         browser = self._in(account.code, _issued(account))
         chosen = browser.post("/choose-password/", {"new_password": "một mật khẩu khác"})
+        assert chosen.status_code == 302
+        return browser
+
+    def arrived(self) -> Client:
+        """She came by a text message today, chose a password, and has never had anything else."""
+        account = self._account("0123456799")
+        browser = self._in(account.code, _issued(account))
+        chosen = browser.post("/choose-password/", {"new_password": CHOSEN})
         assert chosen.status_code == 302
         return browser
 

@@ -10,6 +10,7 @@ from django.db import connection
 from django.test import Client
 from django.utils import timezone
 
+from caplai.channels.mailserver import MailServer
 from caplai.service import addressbook
 from caplai.service.addressbook import Adding, Confirming, Removing
 from caplai.service.addresses import confirmed
@@ -60,6 +61,30 @@ def test_an_address_is_added_by_the_code_that_is_mailed_to_it(post, lan, login):
     assert login.username not in told
     assert len(post.box.to(NEW)) == 1
     assert Event.objects.get(kind="address_confirmed").login_id == login.pk
+
+
+def test_after_a_re_issue_the_first_page_leads_to_an_address(post, browser, citizen, open_case, settings):
+    asked = "Nếu lại quên mật khẩu, bạn lấy lại được bằng email"
+    citizen.email = ""
+    citizen.save()
+    sign_in(browser, citizen.code, open_case().password)
+    first = browser.post("/choose-password/", {"new_password": CHOSEN}, follow=True).content.decode()
+    assert asked in first and PAGE + "add/" in first
+    browser.post(PAGE + "add/", {"email": NEW})
+    waiting = browser.get("/").content.decode()
+    assert asked not in waiting and NEW in waiting and PAGE + "confirm/" in waiting
+    browser.post(PAGE + "confirm/", {"code": code_in(post.newest(NEW))})
+    assert asked not in browser.get("/").content.decode()
+    Address.objects.all().delete()
+    assert asked in browser.get("/").content.decode()
+    settings.CAPLAI = settings.CAPLAI.model_copy(update={"mail": MailServer()})  # none
+    assert asked not in browser.get("/").content.decode()
+
+
+def test_who_was_not_re_issued_a_password_is_not_asked_for_an_address(post, lan, citizen):
+    citizen.email = ""
+    citizen.save()
+    assert PAGE + "add/" not in lan.get("/").content.decode()
 
 
 def test_removing_is_told_to_all_of_them(post, lan, login):
