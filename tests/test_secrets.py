@@ -61,6 +61,7 @@ class Service:
         self.folder = folder
         self.log = folder / "service.log"
         self.data = folder / "data"
+        self.database = LocalPostgres(self.data / "postgres")
 
     def __enter__(self):
         self.loop = asyncio.new_event_loop()
@@ -127,6 +128,7 @@ class Service:
     def __exit__(self, *_):
         self.up.send_signal(signal.SIGTERM)
         self.up.wait(30)
+        self.database.stop()  # which was handed on to us
         self.call(self.simulator.__aexit__(None, None, None))
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.mailserver.stop()
@@ -206,7 +208,7 @@ class Service:
         raise LookupError(name)
 
     def dsn(self) -> str:
-        return LocalPostgres(self.data / "postgres").ensure_running().dsn  # joins it
+        return self.database.ensure_running().dsn  # joins it
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +245,7 @@ def run(tmp_path_factory):
             conn.execute("set work_mem = '64kB'")
             conn.execute("select * from inbox, generate_series(1, 500) order by text, 1").fetchone()
             conn.execute("checkpoint")
-        os.kill(LocalPostgres(service.data / "postgres").status().pid, signal.SIGKILL)
+        os.kill(service.database.status().pid, signal.SIGKILL)
         time.sleep(2)
         # In other words than a moment ago: the same ones, around a crash, may be a redelivery.
         _live(service, 0, people, {}, words="bh mk")
