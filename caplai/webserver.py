@@ -1,6 +1,7 @@
 """The web server's first process: it holds the port and tends the worker, which loads the pages (caplai/wsgi.py).
 
-It imports next to nothing, for it stays all the while. `caplai web` becomes it once the tables have been looked at.
+It imports next to nothing, for it stays all the while. `caplai web` becomes it once the tables have been looked at;
+only where it may have to stop an embedded server in the end does it serve as it is.
 """
 
 import signal

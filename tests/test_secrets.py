@@ -166,7 +166,7 @@ class Service:
             if found := [text for text in map(text_of, self.mailbox.to(address)) if words in text]:
                 return found[-1]
             assert time.monotonic() < end, f"no mail with {words}"
-            time.sleep(0.1)
+            time.sleep(0.1)  # another process sends it
 
     def post(self, path: str, body: dict, token: str | None = None) -> tuple[int, dict]:
         headers = {"Content-Type": "application/json", **({"X-Session-Token": token} if token else {})}

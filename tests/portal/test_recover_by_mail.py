@@ -163,7 +163,8 @@ def test_a_phone_that_an_import_changes_meanwhile_is_not_locked_out_of_turn(rule
         thread.start()
         waits = "select count(*) from pg_locks where locktype = 'advisory' and not granted"
         while not conn.execute(waits).fetchone()[0]:
-            time.sleep(0.01)
+            assert thread.is_alive(), "it did not wait for the account"
+            time.sleep(0.01)  # nothing but the table of locks tells that it waits
         conn.execute("update account set phone = '+84327000999' where code = %s", [citizen.code])
     thread.join()
     assert found == [Proof.OVER] and not Case.objects.exists()
