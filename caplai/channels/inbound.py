@@ -197,6 +197,8 @@ class Inbound:
                 if arrived < late and id(pdu) not in self._refused:
                     self._refused.add(id(pdu))
                     self._answer(pdu, self._link.try_again_status)
+                    # A store that hangs may answer in the end, and no statement ever fails.
+                    self._store_is(False)
             waiting = [item for item in self._arrived if item[2] < late]
             if waiting:
                 gone = {id(item[1]) for item in waiting}

@@ -134,7 +134,7 @@ async def trouble(folder, data, disk):
 
         # And the engine said each of them once: nothing for each text.
         found["times that the log says so"] = said = up.says().count("the store is away")
-        assert 4 <= said <= 12
+        assert 4 <= said <= 12, said
         assert up.says().count("messages stay with the SMSC") == said
         well = await world.end_well()
         assert await asyncio.to_thread(up.stop) == 0
