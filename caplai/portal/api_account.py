@@ -1,7 +1,7 @@
 """The app's endpoints of my account: what the pages of account.py show and do, for an app."""
 
 from datetime import datetime
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from allauth.headless.base.response import AuthenticationResponse, ForbiddenResponse, UnauthorizedResponse
 from allauth.headless.constants import Client
@@ -9,6 +9,7 @@ from allauth.headless.internal.restkit.response import APIResponse, ErrorRespons
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.urls import path
+from typing_extensions import TypedDict
 
 from caplai.portal.access import is_fresh
 from caplai.portal.account import microseconds, moment_of, sign_out_elsewhere, summary
@@ -18,8 +19,85 @@ from caplai.service import history, sittings
 from caplai.service.changing import Change
 from caplai.service.history import Entry
 from caplai.service.sittings import Seat
+from caplai.signin.answers import SignedIn, Time, shape
 from caplai.signin.api import Endpoint, refuse
 from caplai.signin.client import name_of
+
+
+@shape
+class KeptAfterReissue(TypedDict):
+    """What was there before a re-issue."""
+
+    kind: Literal["passkey", "email"]
+    name: str
+
+
+@shape
+class AfterReissue(TypedDict):
+    """What cannot be removed for a day after a re-issue."""
+
+    kept_until: Time
+    kept: list[KeptAfterReissue]
+
+
+@shape
+class ShownAccount(TypedDict):
+    """The account of who is signed in."""
+
+    code: str
+    phone: str
+    """Masked, as `0327xxx686`."""
+    has_password: bool
+    password_set_at: Time | None
+    passkeys: list[str]
+    """Their names."""
+    emails: list[str]
+    signed_in: int
+    """On how many devices."""
+    after_reissue: AfterReissue | None
+    """For 24 hours after one."""
+
+
+@shape
+class ShownDevice(TypedDict):
+    """A device where one is signed in, or that is remembered."""
+
+    id: str
+    name: str
+    """For people, in their language."""
+    client: str
+    """Program and system."""
+    signed_in: bool
+    remembered: bool
+    here: bool
+    """It is the one that asks."""
+    since: Time | None
+    seen: Time | None
+
+
+@shape
+class ShownEntry(TypedDict):
+    """Something that happened to the account. There may be more kinds some day: show `title` and `details`."""
+
+    at: Time
+    what: str
+    """`case` (a re-issue), `otp`, `signed_in`, `wrong_passwords`, `password_changed`, …"""
+    title: str
+    """For people, in their language, as are the details."""
+    details: list[str]
+    channel: str | None
+    """`sms`, `web`, `app`, `email` or `counter`."""
+    phone: str | None
+    """Masked."""
+    client: str | None
+    how: str | None
+    """Of a sign-in: `password` or `passkey`."""
+    count: int
+    """Of a case: texts with its password; else wrong tries."""
+    state: str | None
+    """Of a case: `open`, `used`, `expired`, `guessed_out`, …; of an OTP: `proved`, or why it came to nothing."""
+    until: Time | None
+    """Of a case: when it ends, or ended."""
 
 
 class OfOwner(Endpoint):
@@ -35,11 +113,12 @@ class Account(OfOwner):
     """GET: what the account's first page shows."""
 
     http_method_names: ClassVar[list[str]] = ["get"]
+    answers: ClassVar = {"GET": ShownAccount}
 
     def get(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
         shown = summary(request)
         until = shown["until"]
-        data = {
+        data: ShownAccount = {
             "code": shown["account"].code,
             "phone": shown["phone"],
             "has_password": shown["has_password"],
@@ -47,7 +126,7 @@ class Account(OfOwner):
             "passkeys": shown["passkeys"],
             "emails": shown["emails"],
             "signed_in": shown["signed_in"],
-            "after_reissue": {"kept_until": _time(until), "kept": shown["kept"]} if until else None,
+            "after_reissue": {"kept_until": until.isoformat(), "kept": shown["kept"]} if until else None,
         }
         return APIResponse(request, data=data)
 
@@ -57,6 +136,7 @@ class Password(OfOwner):
 
     input_class = ChangeForm
     http_method_names: ClassVar[list[str]] = ["post"]
+    answers: ClassVar = {"POST": SignedIn}
 
     def dispatch(self, request: HttpRequest, *args, **kwargs) -> HttpResponseBase:
         if request.user.is_authenticated and not request.user.has_usable_password() and not is_fresh(request):
@@ -82,6 +162,7 @@ class Devices(OfOwner):
     """GET: where one is signed in or remembered. DELETE: sign out everywhere else; the session token changes."""
 
     http_method_names: ClassVar[list[str]] = ["get", "delete"]
+    answers: ClassVar = {"GET": list[ShownDevice], "DELETE": SignedIn}
 
     def get(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
         return APIResponse(
@@ -108,6 +189,7 @@ class History(OfOwner):
     """GET: what happened, a page of it; `?before=` with `meta.older` of the page before for the next."""
 
     http_method_names: ClassVar[list[str]] = ["get"]
+    answers: ClassVar = {"GET": list[ShownEntry]}
 
     def get(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
         page = history.page(request.user, settings.CAPLAI.grammar, moment_of(request.GET.get("before", "")))
@@ -115,7 +197,7 @@ class History(OfOwner):
         return APIResponse(request, data=[_entry(entry) for entry in page.entries], meta={"older": older})
 
 
-def _seat(seat: Seat) -> dict:
+def _seat(seat: Seat) -> ShownDevice:
     return {
         "id": seat.name,
         "name": name_of(seat.client),
@@ -128,10 +210,10 @@ def _seat(seat: Seat) -> dict:
     }
 
 
-def _entry(entry: Entry) -> dict:
+def _entry(entry: Entry) -> ShownEntry:
     told = tell(entry)
     return {
-        "at": _time(entry.at),
+        "at": entry.at.isoformat(),
         "what": entry.what,
         "title": told.title,
         "details": told.details,

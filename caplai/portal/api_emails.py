@@ -11,6 +11,7 @@ from allauth.headless.internal.restkit.response import APIResponse
 from django.http import HttpRequest, HttpResponse
 from django.urls import path
 from django.utils.translation import gettext as _
+from typing_extensions import TypedDict
 
 from caplai.portal import emails as pages
 from caplai.portal.api_account import OfOwner
@@ -22,20 +23,53 @@ from caplai.service.addressbook import Adding, Confirming, Removing
 from caplai.service.addresses import confirmed
 from caplai.service.cooling import cooling_until
 from caplai.service.report import BY_MAIL, BY_SESSION
+from caplai.signin.answers import Time, shape
 from caplai.signin.api import Endpoint
 from caplai.signin.backend import rules
 
-_STATUS = {Adding.ALREADY: 409, Adding.TOO_MANY: 409, Adding.TOO_OFTEN: 429, Adding.OFF: 503}
+_STATUS = {Adding.ALREADY: 409, Adding.TOO_MANY: 409, Adding.TOO_OFTEN: 429, Adding.OFF: 409}
 
-_RETRY = {Adding.TOO_OFTEN: 3600, Adding.OFF: 3600}
+_RETRY = {Adding.TOO_OFTEN: 3600}
 """Seconds after which it may be otherwise."""
 
 
+@shape
+class Address(TypedDict):
+    """A confirmed address."""
+
+    id: int | None
+    """null: the agency's, which only the agency changes."""
+    email: str
+    since: Time
+    kept_until: Time | None
+    """After a re-issue, until when it cannot be removed."""
+
+
+@shape
+class WaitingAddress(TypedDict):
+    """An address that a code was sent to."""
+
+    email: str
+    tries: int
+    """How many are left."""
+
+
+@shape
+class Addresses(TypedDict):
+    """Where the account's owner is told things."""
+
+    addresses: list[Address]
+    pending: WaitingAddress | None
+    can_add: bool
+    """Whether this site sends e-mail."""
+
+
 class Emails(Guarded):
-    """GET: the list. POST {"email"}: have a code sent to it (again); 200, 400, 401, 403, 409, 429, 503 (off)."""
+    """GET: the list. POST {"email"}: have a code sent to it (again); 200, 400, 401, 403, 409, 429."""
 
     http_method_names: ClassVar[list[str]] = ["get", "post"]
     input_class: ClassVar = {"POST": AddressForm}
+    answers: ClassVar = {"GET": Addresses, "POST": Addresses}
     guarded = ("POST",)
 
     def get(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
@@ -58,6 +92,7 @@ class Confirm(OfOwner):
 
     http_method_names: ClassVar[list[str]] = ["post"]
     input_class = MailedCodeForm
+    answers: ClassVar = {"POST": Addresses}
 
     def post(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
         peppers = rules().peppers.keys.values()
@@ -73,6 +108,7 @@ class Email(Guarded):
     """DELETE: remove it; 200 with the list, 403, 404, 409 `kept`."""
 
     http_method_names: ClassVar[list[str]] = ["delete"]
+    answers: ClassVar = {"DELETE": Addresses}
     guarded = ("DELETE",)
 
     def delete(self, request: HttpRequest, address_id: int, *args, **kwargs) -> HttpResponse:
@@ -115,7 +151,7 @@ class ReportByLink(Endpoint):
 def _listed(request: HttpRequest) -> HttpResponse:
     code = request.user.account_id
     until, waiting = cooling_until(code), addressbook.pending(code)
-    addresses = [
+    addresses: list[Address] = [
         {
             "id": address.id,
             "email": address.email,
@@ -126,8 +162,11 @@ def _listed(request: HttpRequest) -> HttpResponse:
         }
         for address in confirmed(code)
     ]
-    pending = waiting and {"email": waiting.email, "tries": addressbook.TRIES - waiting.tries}
-    return APIResponse(request, data={"addresses": addresses, "pending": pending, "can_add": mail.is_on()})
+    pending: WaitingAddress | None = (
+        {"email": waiting.email, "tries": addressbook.TRIES - waiting.tries} if waiting else None
+    )
+    listed: Addresses = {"addresses": addresses, "pending": pending, "can_add": mail.is_on()}
+    return APIResponse(request, data=listed)
 
 
 urlpatterns = [

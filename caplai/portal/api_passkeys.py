@@ -1,6 +1,6 @@
 """The app's endpoints of an account's passkeys: the pages of passkeys.py by the same verbs. docs/app-api.md."""
 
-from typing import ClassVar
+from typing import ClassVar, NotRequired
 
 from allauth.headless.base.response import UnauthorizedResponse
 from allauth.headless.constants import Client
@@ -9,6 +9,7 @@ from allauth.mfa.models import Authenticator
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.urls import path
 from django.utils.translation import gettext as _
+from typing_extensions import TypedDict
 
 from caplai.portal import passkeys as pages
 from caplai.portal.access import is_fresh
@@ -18,8 +19,21 @@ from caplai.service import passkeys
 from caplai.service.cooling import cooling_until
 from caplai.service.passkeys import Adding, Removing
 from caplai.signin import webauthn
+from caplai.signin.answers import CreationOptions, Time, shape
 from caplai.signin.passkeys import not_made
 from caplai.signin.passkeys_api import credential, given, refused
+
+
+@shape
+class ShownPasskey(TypedDict):
+    """A passkey."""
+
+    id: int
+    name: str
+    added_at: Time
+    last_used_at: Time | None
+    kept_until: NotRequired[Time | None]
+    """In the list: after a re-issue, until when it cannot be removed."""
 
 
 class Guarded(OfOwner):
@@ -38,19 +52,17 @@ class Passkeys(Guarded):
     """GET: the list. POST {"credential"}: add what was made; 200 with it, 400, 401, 403, 409 (there are enough)."""
 
     http_method_names: ClassVar[list[str]] = ["get", "post"]
+    answers: ClassVar = {"GET": list[ShownPasskey], "POST": ShownPasskey}
     guarded = ("POST",)
 
     def get(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
         until = cooling_until(request.user.account_id)
-        shown = [
-            {
-                **_tell(passkey),
-                "kept_until": until.isoformat()
-                if until and passkeys.is_kept(passkey.created_at, until)
-                else None,
-            }
-            for passkey in webauthn.passkeys(request.user)
-        ]
+        shown = []
+        for passkey in webauthn.passkeys(request.user):
+            told = _tell(passkey)
+            is_kept = until and passkeys.is_kept(passkey.created_at, until)
+            told["kept_until"] = until.isoformat() if until and is_kept else None
+            shown.append(told)
         return APIResponse(request, data=shown)
 
     def post(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
@@ -69,6 +81,7 @@ class Options(Guarded):
     """GET: what to make; 200, 401, 403, 404 (there are no passkeys at this address, or enough)."""
 
     http_method_names: ClassVar[list[str]] = ["get"]
+    answers: ClassVar = {"GET": CreationOptions}
     guarded = ("GET",)
 
     def get(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
@@ -80,6 +93,7 @@ class Passkey(Guarded):
 
     http_method_names: ClassVar[list[str]] = ["put", "delete"]
     input_class: ClassVar = {"PUT": NameForm}
+    answers: ClassVar = {"PUT": ShownPasskey}
     guarded = ("DELETE",)
 
     def put(self, request: HttpRequest, passkey_id: int, *args, **kwargs) -> HttpResponse:
@@ -101,7 +115,7 @@ class Passkey(Guarded):
         return UnauthorizedResponse(request)
 
 
-def _tell(passkey: Authenticator) -> dict[str, object]:
+def _tell(passkey: Authenticator) -> ShownPasskey:
     used = passkey.last_used_at
     return {
         "id": passkey.pk,

@@ -1,14 +1,18 @@
 """The app's endpoints of a forgotten password: the pages of recover.py by the same verbs. docs/app-api.md."""
 
-from typing import ClassVar
+from datetime import datetime
+from typing import Annotated, ClassVar
 
 from allauth.headless.base.response import AuthenticationResponse
 from allauth.headless.constants import Client
 from allauth.headless.internal.restkit.response import APIResponse, ErrorResponse
 from django.http import HttpRequest, HttpResponse
 from django.urls import path
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from caplai.domain.otp import Channel, Sending
+from caplai.domain.policy import Outcome
 from caplai.portal import recover
 from caplai.portal.recover import (
     SECRET,
@@ -23,8 +27,77 @@ from caplai.portal.recover import (
 from caplai.service import forgotten
 from caplai.service.forgotten import Proof, Standing
 from caplai.signin.adapter import put_off
+from caplai.signin.answers import Time, shape
 from caplai.signin.api import Endpoint
 from caplai.signin.context import how_to_get_a_password
+
+_OUTCOMES = (
+    "`issued`, `joined`, `over_limit`, `closed`, `mismatch` or `held`; null until a one-time code was right."
+)
+
+
+@shape
+class RecoveryText(TypedDict):
+    """What to text where."""
+
+    short_code: str
+    text: str
+    link: str
+    """With the account's code put behind it, it writes the text."""
+
+
+@shape
+class RecoveryWays(TypedDict):
+    """How one gets back in here."""
+
+    sms: bool
+    """Whether one-time codes are sent so."""
+    email: bool
+    text: RecoveryText
+
+
+@shape
+class RecoveryOutcome(TypedDict):
+    """What came of a request. (Annotated, for docstrings are not inherited.)"""
+
+    outcome: Annotated[str | None, Field(description=_OUTCOMES)]
+    title: Annotated[str | None, Field(description="The outcome for people, in their language.")]
+    until: Annotated[Time | None, Field(description="Of `over_limit`: when to try again.")]
+
+
+@shape
+class RecoveryRequest(RecoveryOutcome):
+    """How a request stands; the same for every code until the right one-time code was typed."""
+
+    channel: Channel
+    expires_at: Time
+    again_at: Time | None
+    """From when on the same one-time code can be sent again; null: not any more."""
+    tries: int
+    """How many are left."""
+    over: bool
+
+
+@shape
+class Recovery(TypedDict):
+    """A request."""
+
+    request: RecoveryRequest
+
+
+@shape
+class RecoveryByLink(TypedDict):
+    """A request whose link was opened."""
+
+    request: RecoveryOutcome
+
+
+@shape
+class RecoveryStart(TypedDict):
+    """The ways, and this session's request."""
+
+    ways: RecoveryWays
+    request: RecoveryRequest | None
 
 
 class Recover(Endpoint):
@@ -34,6 +107,7 @@ class Recover(Endpoint):
 
     http_method_names: ClassVar[list[str]] = ["get", "post"]
     input_class: ClassVar = {"POST": SendForm}
+    answers: ClassVar = {"GET": RecoveryStart, "POST": Recovery}
 
     def get(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
         how, rules = how_to_get_a_password(), recover.rules()
@@ -63,6 +137,7 @@ class Again(Endpoint):
     """POST: have the same OTP sent again, not before `again_at`; 200, 409 (no request), 429."""
 
     http_method_names: ClassVar[list[str]] = ["post"]
+    answers: ClassVar = {"POST": Recovery}
 
     def post(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
         rules, secret = recover.rules(), request.session.get(SECRET)
@@ -79,6 +154,7 @@ class Otp(Endpoint):
 
     http_method_names: ClassVar[list[str]] = ["post"]
     input_class = OtpForm
+    answers: ClassVar = {"POST": Recovery}
 
     def post(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
         rules, secret = recover.rules(), request.session.get(SECRET)
@@ -103,6 +179,7 @@ class FromLink(Endpoint):
 
     http_method_names: ClassVar[list[str]] = ["post"]
     input_class = LinkForm
+    answers: ClassVar = {"POST": RecoveryByLink}
 
     def post(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
         found = forgotten.prove_link(self.input.cleaned_data["token"], asker(request), rules=recover.rules())
@@ -110,27 +187,29 @@ class FromLink(Endpoint):
             return _over(request)
         if (response := recover.choose(request, found)) is not None:
             return AuthenticationResponse.from_response(request, response)
-        until = found.until.isoformat() if found.until else None
-        return APIResponse(request, data={"request": {"outcome": str(found.decided), "until": until}})
+        return APIResponse(request, data={"request": _came(found.decided, found.until, by_text=False)})
 
 
 def _stands(request: HttpRequest, standing: Standing | None) -> HttpResponse:
     return APIResponse(request, data={"request": _tell(standing)}) if standing else _over(request)
 
 
-def _tell(standing: Standing) -> dict[str, object]:
-    """How a request stands; the same for every code until the right OTP was typed."""
-    decided = standing.decided
-    said = say_decided(decided, "", standing.by_text) if decided else None
+def _tell(standing: Standing) -> RecoveryRequest:
     return {
-        "channel": str(standing.channel),
+        **_came(standing.decided, standing.until, by_text=standing.by_text),
+        "channel": standing.channel,
         "expires_at": standing.expires_at.isoformat(),
         "again_at": standing.again_at.isoformat() if standing.again_at else None,
         "tries": standing.tries,
         "over": standing.over,
+    }
+
+
+def _came(decided: Outcome | None, until: datetime | None, *, by_text: bool) -> RecoveryOutcome:
+    return {
         "outcome": str(decided) if decided else None,
-        "until": standing.until.isoformat() if standing.until else None,
-        "title": str(said.title) if said else None,
+        "title": str(say_decided(decided, "", by_text).title) if decided else None,
+        "until": until.isoformat() if until else None,
     }
 
 

@@ -7,17 +7,22 @@ holds both to the truth.
 import inspect
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal, NotRequired
 
-from allauth.headless.base.views import APIView, AuthenticatedAPIView, AuthenticationStageAPIView
+from allauth.headless.base.views import AuthenticatedAPIView, AuthenticationStageAPIView
 from django import forms
+from django.conf import settings
 from django.http import HttpRequest, JsonResponse
 from django.urls import URLPattern, get_resolver
 from django.urls.converters import IntConverter
 from django.views.decorators.http import require_safe
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
 
 import caplai
 from caplai.portal.api_account import OfOwner
+from caplai.signin.answers import Pending, shape
+from caplai.signin.api import Endpoint
 
 PREFIX = "_allauth/app/v1/"
 _METHOD = re.compile(r"\b(GET|POST|PUT|PATCH|DELETE)\b")
@@ -36,51 +41,81 @@ _MEANINGS = {
 }
 _BARE = {400, 404, 405, 415}
 """Statuses that may come without JSON, from before an endpoint is asked."""
-_ENVELOPE = {
-    "type": "object",
-    "required": ["status"],
-    "properties": {
-        "status": {"type": "integer"},
-        "data": {"type": ["object", "array"]},
-        "meta": {
-            "type": "object",
-            "properties": {
-                "is_authenticated": {
-                    "type": ["boolean", "null"],
-                    "description": "null: there is no session.",
-                },
-                "session_token": {"type": "string", "description": "The token from now on."},
-                "access_token": {"type": "string"},
-                "device_token": {
-                    "type": "string",
-                    "description": "After a completed sign-in: docs/app-api.md.",
-                },
-            },
-        },
-        "errors": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "required": ["code", "message"],
-                "properties": {
-                    "code": {"type": "string"},
-                    "message": {"type": "string", "description": "For people, in their language."},
-                    "param": {"type": "string", "description": "Which part of the body it is about."},
-                },
-            },
-        },
-    },
+
+_LANGUAGE = {
+    "name": "lang",
+    "in": "query",
+    "description": "Of the texts for people.",
+    "schema": {"enum": [language for language, _ in settings.LANGUAGES]},
 }
+_DEVICE = {
+    "name": "X-Device-Token",
+    "in": "header",
+    "description": "The `device_token` that an earlier sign-in gave: what makes this a known device.",
+    "schema": {"type": "string"},
+}
+
+
+@shape
+class Meta(TypedDict):
+    """What comes beside the answer itself."""
+
+    is_authenticated: NotRequired[bool | None]
+    """null: there is no session."""
+    session_token: NotRequired[str]
+    """The token from now on."""
+    device_token: NotRequired[str]
+    """After a completed sign-in, to be kept: docs/app-api.md."""
+    older: NotRequired[str | None]
+    """Of `account/history`: what to ask with as `before` for the next page; null where there is none."""
+
+
+@shape
+class Mistake(TypedDict):
+    """What is wrong, or why it cannot be."""
+
+    code: str
+    message: str
+    """For people, in their language."""
+    param: NotRequired[str]
+    """Which part of the body it is about."""
+
+
+@shape
+class Answer(TypedDict):
+    """Done; where there is something to tell, with `data`."""
+
+    status: int
+    meta: NotRequired[Meta]
+
+
+@shape
+class Refusal(TypedDict):
+    """Not done."""
+
+    status: int
+    meta: NotRequired[Meta]
+    errors: NotRequired[list[Mistake]]
+
+
+@shape
+class Unauthorized(TypedDict):
+    """Nobody is signed in (any more, or yet)."""
+
+    status: Literal[401, 410]
+    meta: Meta
+    data: Pending
 
 
 def describe() -> dict[str, Any]:
     """The document. It says nothing of one installation, so it is the same at each."""
+    schemas = _Schemas()
     paths: dict[str, dict[str, Any]] = {}
     for route, pattern in _endpoints(get_resolver().url_patterns, ""):
         view = pattern.callback.view_class
         path, parameters = _path(route, pattern)
-        paths[path] = {"parameters": parameters} | {
-            method: _operation(view, method.upper(), path) for method in _methods(view)
+        paths[path] = {"parameters": [*parameters, _LANGUAGE]} | {
+            method: _operation(view, method.upper(), path, schemas) for method in _methods(view)
         }
     return {
         "openapi": "3.1.0",
@@ -92,7 +127,7 @@ def describe() -> dict[str, Any]:
         },
         "paths": dict(sorted(paths.items())),
         "components": {
-            "schemas": {"Answer": _ENVELOPE},
+            "schemas": dict(sorted(schemas.named.items())),
             "securitySchemes": {
                 "session": {"type": "apiKey", "in": "header", "name": "X-Session-Token"},
             },
@@ -105,12 +140,47 @@ def document(request: HttpRequest) -> JsonResponse:
     return JsonResponse(describe())
 
 
+class _Schemas:
+    """The shapes of answers as JSON Schema; what has a name is in `named`, and referred to."""
+
+    def __init__(self) -> None:
+        self.named: dict[str, Any] = {}
+
+    def of(self, kind: Any) -> dict[str, Any]:
+        schema = TypeAdapter(kind).json_schema(mode="serialization", ref_template=f"{_SCHEMAS}{{model}}")
+        self.named |= {name: _untitled(found) for name, found in schema.pop("$defs", {}).items()}
+        schema = _untitled(schema)
+        if "properties" not in schema:
+            return schema
+        name = kind.__name__
+        assert self.named.setdefault(name, schema) == schema, f"two shapes are called {name}"
+        return {"$ref": _SCHEMAS + name}
+
+
+_SCHEMAS = "#/components/schemas/"
+
+
+def _untitled(schema: Any) -> Any:
+    """Without the titles that pydantic makes of names."""
+    if isinstance(schema, list):
+        return [_untitled(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        name: {key: _untitled(part) for key, part in value.items()}
+        if name == "properties"
+        else _untitled(value)
+        for name, value in schema.items()
+        if name != "title"
+    }
+
+
 def _endpoints(patterns, route: str) -> Iterator[tuple[str, URLPattern]]:
     for pattern in patterns:
         if not isinstance(pattern, URLPattern):
             yield from _endpoints(pattern.url_patterns, route + str(pattern.pattern))
         elif (route + str(pattern.pattern)).startswith(PREFIX) and issubclass(
-            getattr(pattern.callback, "view_class", object), APIView
+            getattr(pattern.callback, "view_class", object), Endpoint
         ):
             yield route + str(pattern.pattern), pattern
 
@@ -130,11 +200,11 @@ def _path(route: str, pattern: URLPattern) -> tuple[str, list[dict[str, Any]]]:
     return "/" + re.sub(r"<\w+:(\w+)>", r"{\1}", route), parameters
 
 
-def _methods(view: type[APIView]) -> list[str]:
+def _methods(view: type[Endpoint]) -> list[str]:
     return [name for name in view.http_method_names if name != "options"]
 
 
-def _operation(view: type[APIView], method: str, path: str) -> dict[str, Any]:
+def _operation(view: type[Endpoint], method: str, path: str, schemas: _Schemas) -> dict[str, Any]:
     said = _said(view)[method]
     statuses = {int(found) for found in _STATUS.findall(said)} or {200}
     statuses |= {410, 503}
@@ -147,18 +217,22 @@ def _operation(view: type[APIView], method: str, path: str) -> dict[str, Any]:
         "operationId": f"{method.lower()}_{place}",
         "summary": _summary(said),
         "security": [{}, {"session": []}],
-        "responses": {str(status): _response(status) for status in sorted(statuses)},
+        "responses": {
+            str(status): _response(status, view.answers.get(method), schemas) for status in sorted(statuses)
+        },
     }
-    if asked := re.findall(r"\?(\w+)=", said):
-        operation["parameters"] = [
-            {"name": name, "in": "query", "schema": {"type": "string"}} for name in asked
-        ]
+    asked = re.findall(r"\?(\w+)=", said)
+    more = [{"name": name, "in": "query", "schema": {"type": "string"}} for name in asked]
+    if method == "POST" and path.startswith(f"/{PREFIX}auth/"):
+        more.append(_DEVICE)
+    if more:
+        operation["parameters"] = more
     if body := _body(view, method, said):
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
     return operation
 
 
-def _said(view: type[APIView]) -> dict[str, str]:
+def _said(view: type[Endpoint]) -> dict[str, str]:
     """What the class's docstring says of each method (of both: of each), else the method's own."""
     text, _, both = " ".join((inspect.getdoc(view) or "").split()).partition("Both ")
     parts = _METHOD.split(text)[1:]
@@ -171,7 +245,7 @@ def _summary(said: str) -> str:
     return said.lstrip(" :,")
 
 
-def _body(view: type[APIView], method: str, said: str) -> dict[str, Any] | None:
+def _body(view: type[Endpoint], method: str, said: str) -> dict[str, Any] | None:
     """What the docstring names, of the kinds that the form knows; what it does not name need not be sent."""
     given = view.input_class.get(method) if isinstance(view.input_class, dict) else view.input_class
     fields: dict[str, forms.Field] = given.base_fields if given is not None else {}
@@ -196,11 +270,27 @@ def _schema(field: forms.Field) -> dict[str, Any]:
     return schema
 
 
-def _response(status: int) -> dict[str, Any]:
-    content: dict[str, Any] = {"application/json": {"schema": {"$ref": "#/components/schemas/Answer"}}}
+def _response(status: int, data: Any, schemas: _Schemas) -> dict[str, Any]:
+    content: dict[str, Any] = {"application/json": {"schema": _schema_of(status, data, schemas)}}
     if status in _BARE:
         content["text/html"] = {}
     answer: dict[str, Any] = {"description": _MEANINGS[status], "content": content}
     if status in (429, 503):
         answer["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}}
     return answer
+
+
+def _schema_of(status: int, data: Any, schemas: _Schemas) -> dict[str, Any]:
+    if status in (401, 410):
+        return schemas.of(Unauthorized)
+    if status != 200:
+        return schemas.of(Refusal)
+    envelope = schemas.of(Answer)
+    if data is None:
+        return envelope
+    return {
+        "allOf": [
+            envelope,
+            {"type": "object", "required": ["data"], "properties": {"data": schemas.of(data)}},
+        ]
+    }

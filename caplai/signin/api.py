@@ -1,6 +1,6 @@
 """The app's endpoints: those of allauth's headless ones that we offer, and the one that chooses a password."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from allauth.account.internal.flows.login import perform_password_login
 from allauth.core.exceptions import ImmediateHttpResponse
@@ -15,6 +15,7 @@ from django.utils.translation import gettext as _
 
 from caplai.service.using import Choice
 from caplai.signin.adapter import put_off
+from caplai.signin.answers import SignedIn, SiteOffers
 from caplai.signin.forms import ChooseForm, LoginInput
 from caplai.signin.stages import ChoosePasswordStage
 from caplai.signin.views import refusal_status
@@ -22,6 +23,9 @@ from caplai.signin.views import refusal_status
 
 class Endpoint(APIView):
     """Refuses other methods than its own (405) and bodies that are not JSON (415) before anything is read."""
+
+    answers: ClassVar[dict[str, Any]] = {}
+    """What `data` is when a method answers 200 (signin/answers.py); one that is not here has none."""
 
     def handle(self, request: HttpRequest, *args, **kwargs) -> HttpResponseBase:
         if (request.method or "").lower() not in self.http_method_names:
@@ -42,12 +46,14 @@ class Config(Endpoint, ConfigView):
     """GET: what the site offers."""
 
     http_method_names: ClassVar[list[str]] = ["get"]
+    answers: ClassVar = {"GET": SiteOffers}
 
 
 class Session(Endpoint, SessionView):
     """GET: who is in (200), or what is pending (401). DELETE: sign out, which answers 401."""
 
     http_method_names: ClassVar[list[str]] = ["get", "delete"]
+    answers: ClassVar = {"GET": SignedIn}
 
 
 class SignIn(Endpoint, LoginView):
@@ -55,6 +61,7 @@ class SignIn(Endpoint, LoginView):
 
     input_class = LoginInput
     http_method_names: ClassVar[list[str]] = ["post"]
+    answers: ClassVar = {"POST": SignedIn}
 
     def post(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
         if request.user.is_authenticated:
@@ -74,6 +81,7 @@ class ChoosePassword(Endpoint, AuthenticationStageAPIView):
     stage_class = ChoosePasswordStage
     input_class = ChooseForm
     http_method_names: ClassVar[list[str]] = ["get", "post"]
+    answers: ClassVar = {"POST": SignedIn}
 
     def get_input_kwargs(self) -> dict:
         return {"login": self.stage.login.user}

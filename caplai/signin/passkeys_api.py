@@ -15,6 +15,7 @@ from django.urls import path
 
 from caplai.service.using import Choice
 from caplai.signin import webauthn
+from caplai.signin.answers import CreationOptions, RequestOptions, SignedIn
 from caplai.signin.api import Endpoint, case_ended
 from caplai.signin.passkeys import arrive, not_made, not_shown
 from caplai.signin.stages import ChoosePasswordStage
@@ -27,6 +28,7 @@ class SignIn(Endpoint):
     """
 
     http_method_names: ClassVar[list[str]] = ["get", "post"]
+    answers: ClassVar = {"GET": RequestOptions, "POST": SignedIn}
 
     def get(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
         return given(request, "request_options", webauthn.request_options(request))
@@ -48,6 +50,7 @@ class TakePasskey(Endpoint, AuthenticationStageAPIView):
 
     stage_class = ChoosePasswordStage
     http_method_names: ClassVar[list[str]] = ["get", "post"]
+    answers: ClassVar = {"GET": CreationOptions, "POST": SignedIn}
 
     def get(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
         options = webauthn.creation_options(request, self.stage.login.user, here=True)

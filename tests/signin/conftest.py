@@ -15,6 +15,7 @@ from caplai.domain.issuing import DIGITS, LETTERS, VERSION, Inputs, derive, new_
 from caplai.service import credentials
 from caplai.signin import backend
 from caplai.store.models import Account, Case, Login
+from tests.signin import described
 
 CHOSEN = "con mèo trèo cây cau"
 API = "/_allauth/app/v1/"
@@ -90,7 +91,7 @@ def browser() -> Client:
 
 
 class App:
-    """An app: JSON, the session token and the device token that it was given."""
+    """An app: JSON, the session token and the device token that it was given. Each answer is held to the document."""
 
     def __init__(self) -> None:
         self.session: str | None = None
@@ -105,6 +106,7 @@ class App:
             content_type="application/json",
             headers={name: value for name, value in headers.items() if value},
         )
+        described.hold(method, (API + path).partition("?")[0], response)
         if response["Content-Type"] == "application/json":
             meta = response.json().get("meta", {})
             self.session = meta.get("session_token", self.session)

@@ -11,10 +11,12 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_POST
+from typing_extensions import TypedDict
 
 from caplai.portal.access import owner
 from caplai.portal.oidc import grants
 from caplai.portal.oidc.adapter import SCOPES
+from caplai.signin.answers import Time, shape
 from caplai.signin.api import Endpoint
 
 
@@ -43,14 +45,25 @@ class EndInput(Input):
     client_id = CharField(max_length=100)
 
 
+@shape
+class ShownService(TypedDict):
+    """Another site or app that one signed in to with the account."""
+
+    client_id: str
+    name: str
+    scopes: list[str]
+    since: Time
+
+
 class Apps(Endpoint, AuthenticatedAPIView):
     """GET: which there are. DELETE {"client_id"}: end one; 200, or 404 where it has nothing."""
 
     http_method_names: ClassVar[list[str]] = ["get", "delete"]
     input_class: ClassVar = {"DELETE": EndInput}
+    answers: ClassVar = {"GET": list[ShownService]}
 
     def get(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
-        data = [
+        data: list[ShownService] = [
             {
                 "client_id": one.client.id,
                 "name": one.client.name,
