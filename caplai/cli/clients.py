@@ -1,8 +1,13 @@
-"""`caplai` clients: add, list, remove, rotate-secret."""
+"""`caplai` clients: add, change, list, remove, rotate-secret."""
+
+from typing import TYPE_CHECKING
 
 import click
 
 from caplai.cli.group import WRONG_USE, Failure, load_config, main, ready
+
+if TYPE_CHECKING:
+    from allauth.idp.oidc.models import Client
 
 
 @main.group()
@@ -72,6 +77,43 @@ def clients_add(
             )
 
 
+@clients.command("change")
+@click.argument("client_id")
+@click.option("--name", help="What people read when they are asked.")
+@click.option(
+    "--redirect-uri", "redirect_uris", multiple=True, help="Exact; these and no others from now on."
+)
+@click.option(
+    "--scope", "scopes", multiple=True, help="These and no others from now on; openid for it alone."
+)
+@click.option("--sector", help="Only what it has: with another it would know nobody again.")
+def clients_change(
+    client_id: str,
+    name: str | None,
+    redirect_uris: tuple[str, ...],
+    scopes: tuple[str, ...],
+    sector: str | None,
+) -> None:
+    """Change a client: what is given replaces what there is, the rest stays.
+
+    So do its id, its secret, and the name (`sub`) by which it knows each person. A scope that is taken away
+    is gone from its tokens at once.
+    """
+    if name is None and sector is None and not redirect_uris and not scopes:
+        raise Failure("Say what to change: --name, --redirect-uri, --scope.", WRONG_USE)
+    with ready(load_config()):
+        from caplai.portal.oidc import clients
+
+        try:
+            _show(
+                clients.change(
+                    client_id, name=name, redirect_uris=redirect_uris, scopes=scopes, sector=sector
+                )
+            )
+        except clients.Refused as refused:
+            raise Failure(str(refused), WRONG_USE) from None
+
+
 @clients.command("list")
 def clients_list() -> None:
     """Show the clients: what each may ask for, and where it sends people back to."""
@@ -79,14 +121,7 @@ def clients_list() -> None:
         from caplai.portal.oidc import clients
 
         for client in clients.every():
-            data = client.data or {}
-            marks = [client.type, *(["trusted"] if client.skip_consent else [])]
-            marks += ["introspects"] if data.get("introspects") else []
-            marks += [str(data["sector"])] if data.get("sector") else []
-            click.echo(f"{client.id}  {client.name}  ({', '.join(marks)})")
-            click.echo(f"    scopes: {' '.join(client.get_scopes())}")
-            for uri in client.get_redirect_uris():
-                click.echo(f"    {uri}")
+            _show(client)
 
 
 @clients.command("remove")
@@ -113,3 +148,14 @@ def clients_rotate_secret(client_id: str) -> None:
             click.echo(f"client_secret  {clients.rotate_secret(client_id)}")
         except clients.Refused as refused:
             raise Failure(str(refused)) from None
+
+
+def _show(client: "Client") -> None:
+    data = client.data or {}
+    marks = [client.type, *(["trusted"] if client.skip_consent else [])]
+    marks += ["introspects"] if data.get("introspects") else []
+    marks += [str(data["sector"])] if data.get("sector") else []
+    click.echo(f"{client.id}  {client.name}  ({', '.join(marks)})")
+    click.echo(f"    scopes: {' '.join(client.get_scopes())}")
+    for uri in client.get_redirect_uris():
+        click.echo(f"    {uri}")

@@ -38,36 +38,52 @@ def add(
     `scopes`: what it may ask for beside `openid`. `trusted`: people are not asked. `introspects`: it may ask about
     others' tokens, too. `sector`: clients of one sector know a person by the same `sub`; else each by one of its own.
     """
-    for uri in redirect_uris:
-        if problem := what_is_wrong(uri):
-            raise Refused(f"{uri}: {problem}")
-    if unknown := sorted(set(scopes) - set(SCOPES)):
-        raise Refused(f"There is no scope {', '.join(unknown)}; there are {', '.join(SCOPES)}.")
-    if not name.strip() or len(name) > 60:
-        raise Refused("The name is what people read when they are asked: 1 to 60 characters.")
-    if public and trusted and not all(uri.startswith("https://") for uri in redirect_uris):
-        raise Refused(
-            "Any app on a phone may claim such an address, and nobody would be asked: use https, or leave"
-            " --trusted out."
-        )
-    if public and introspects:
-        raise Refused("A public client cannot prove who it is, so it cannot ask about others' tokens.")
     client = Client(
-        name=name.strip(),
         type=Client.Type.PUBLIC if public else Client.Type.CONFIDENTIAL,
         skip_consent=trusted,
         data={
             **({"introspects": True} if introspects else {}),
-            **({"sector": f"sector:{sector}"} if sector else {}),
+            **({"sector": _sector(sector)} if sector else {}),
         },
     )
-    client.set_redirect_uris(list(redirect_uris))
-    client.set_scopes([scope for scope in SCOPES if scope == "openid" or scope in scopes])
+    if public and introspects:
+        raise Refused("A public client cannot prove who it is, so it cannot ask about others' tokens.")
+    _describe(client, name, redirect_uris, scopes)
     client.set_grant_types(GRANTS)
     client.set_response_types([Client.ResponseType.CODE])
     secret = _new_secret(client)
     client.save(force_insert=True)
     return client, None if public else secret
+
+
+def change(
+    client_id: str,
+    *,
+    name: str | None = None,
+    redirect_uris: Sequence[str] = (),
+    scopes: Sequence[str] = (),
+    sector: str | None = None,
+) -> Client:
+    """Replace what is given; the client as it is then. Raises Refused.
+
+    Id and secret stay, and with the sector every `sub`: whether a client has stored one nobody here can know, so the
+    sector is for ever. Tokens and agreements have from now on what they have of the scopes that are left (grants.py).
+    """
+    with transaction.atomic():
+        client = _find(client_id)
+        if sector is not None and _sector(sector) != (client.data or {}).get("sector"):
+            raise Refused(
+                "With another sector the client would know nobody again: each `sub` that it has stored would be another"
+                " person's to it. Register a new client with the sector instead."
+            )
+        _describe(
+            client,
+            client.name if name is None else name,
+            redirect_uris or client.get_redirect_uris(),
+            scopes or client.get_scopes(),
+        )
+        client.save(update_fields=["name", "redirect_uris", "scopes"])
+    return client
 
 
 def every() -> list[Client]:
@@ -118,6 +134,31 @@ def _find(client_id: str) -> Client:
     if client is None:
         raise Refused(f"There is no client {client_id}; see: caplai clients list")
     return client
+
+
+def _describe(client: Client, name: str, redirect_uris: Sequence[str], scopes: Sequence[str]) -> None:
+    """Write it into the client, whose type and trust are known. Raises Refused."""
+    for uri in redirect_uris:
+        if problem := what_is_wrong(uri):
+            raise Refused(f"{uri}: {problem}")
+    if unknown := sorted(set(scopes) - set(SCOPES)):
+        raise Refused(f"There is no scope {', '.join(unknown)}; there are {', '.join(SCOPES)}.")
+    if not name.strip() or len(name) > 60:
+        raise Refused("The name is what people read when they are asked: 1 to 60 characters.")
+    is_public = client.type == Client.Type.PUBLIC
+    if is_public and client.skip_consent and not all(uri.startswith("https://") for uri in redirect_uris):
+        raise Refused(
+            "Any app on a phone may claim such an address, and nobody would be asked: use https, or leave"
+            " --trusted out."
+        )
+    client.name = name.strip()
+    client.set_redirect_uris(list(redirect_uris))
+    client.set_scopes([scope for scope in SCOPES if scope == "openid" or scope in scopes])
+
+
+def _sector(name: str) -> str:
+    """As it stands in a client's data: no client's id is like it."""
+    return f"sector:{name}"
 
 
 def _new_secret(client: Client) -> str:

@@ -31,10 +31,17 @@ def holder(token: Token) -> Login | None:
     return federation.holder(token.user_id, str(data.get("stamp")))
 
 
+def scopes(token: Token) -> list[str]:
+    """What it opens: what was granted, as far as the agency lets its client have it now."""
+    assert token.client is not None
+    allowed = token.client.get_scopes()
+    return [scope for scope in token.get_scopes() if scope in allowed]
+
+
 def find(client_id: str | None, kind: Token.Type, value: str) -> Token | None:
     """The client's unexpired code or token, locked until the transaction ends: of two who bring it one is first."""
     rows = Token.objects.valid().by_value(value).filter(client_id=client_id, type=kind)
-    return rows.select_for_update(of=("self",), no_key=True).first()
+    return rows.select_related("client").select_for_update(of=("self",), no_key=True).first()
 
 
 def bound(token: Token, like: Token) -> Token:
@@ -87,8 +94,8 @@ def agreements(login: Login) -> list[Agreement]:
         if row.type == Token.Type.AUTHORIZATION_CODE or row.client is None:
             continue
         before = found.get(row.client.id, Agreement(row.client, [], row.created_at))
-        scopes = before.scopes + [scope for scope in row.get_scopes() if scope not in before.scopes]
-        found[row.client.id] = Agreement(row.client, scopes, before.since)
+        more = [scope for scope in scopes(row) if scope not in before.scopes]
+        found[row.client.id] = Agreement(row.client, before.scopes + more, before.since)
     return sorted(found.values(), key=lambda agreement: agreement.client.name)
 
 

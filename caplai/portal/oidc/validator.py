@@ -118,7 +118,7 @@ class Validator(OAuthLibRequestValidator):
         row = self._to_exchange(client_id, Token.Type.AUTHORIZATION_CODE, code, request)
         if row is None or not isinstance(row.data, dict):
             return False
-        request.scopes = row.get_scopes()
+        request.scopes = grants.scopes(row)
         request.code_challenge, request.code_challenge_method = row.data["challenge"], S256
         return True
 
@@ -143,6 +143,10 @@ class Validator(OAuthLibRequestValidator):
         row = self._to_exchange(client.id, Token.Type.REFRESH_TOKEN, refresh_token, request)
         get_validator_context().refresh_token = row
         return row is not None
+
+    def get_original_scopes(self, refresh_token, request: Request, *args, **kwargs) -> list[str]:
+        assert self._grant is not None
+        return grants.scopes(self._grant)
 
     def finalize_id_token(self, id_token: dict, token: dict, token_handler, request: Request) -> str:
         assert self._grant is not None and isinstance(self._grant.data, dict)
@@ -172,7 +176,9 @@ class Validator(OAuthLibRequestValidator):
         if not super().validate_bearer_token(token, scopes, request):
             return False
         access = get_validator_context().access_token
-        request.user = grants.holder(access) if access else None
+        if access is None:
+            return False
+        request.user, request.scopes = grants.holder(access), grants.scopes(access)
         return request.user is not None
 
     def revoke_token(self, token, token_type_hint, request: Request, *args, **kwargs) -> None:

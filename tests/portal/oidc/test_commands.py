@@ -56,3 +56,47 @@ def test_what_cannot_be_is_said_in_a_sentence(caplai):
     assert done.exit_code == 2 and "no scope profile" in done.output
     assert caplai("remove", "nobody").exit_code == 1
     assert not Client.objects.exists()
+
+
+def test_a_client_is_changed_and_stays_who_it_is(caplai):
+    done = caplai(
+        *("add", "Phòng khám", "--redirect-uri", "https://clinic.example.vn/back"),
+        *("--scope", "email", "--scope", "phone", "--sector", "health"),
+    )
+    before = Client.objects.get()
+    where = "https://moi.example.vn/back"
+    done = caplai("change", before.id, "--redirect-uri", where, "--scope", "phone", "--sector", "health")
+    assert done.exit_code == 0 and "Phòng khám" in done.output and where in done.output
+    assert caplai("change", before.id, "--name", "Phòng khám Mới").exit_code == 0
+    after = Client.objects.get()
+    assert (after.name, after.get_redirect_uris()) == ("Phòng khám Mới", [where])
+    assert after.get_scopes() == ["openid", "phone"]
+    assert (after.id, after.secret, after.data, after.type) == (
+        before.id,
+        before.secret,
+        before.data,
+        before.type,
+    )
+    assert caplai("change", before.id, "--scope", "openid").exit_code == 0
+    assert Client.objects.get().get_scopes() == ["openid"]
+
+
+WRONG_CHANGES = [
+    ((), "Say what to change"),
+    (("--redirect-uri", "http://clinic.example.vn/back"), "must be https"),
+    (("--redirect-uri", "vn.example.app:/back"), "nobody would be asked"),
+    (("--scope", "profile"), "no scope profile"),
+    (("--name", " "), "1 to 60 characters"),
+    (("--sector", "health"), "know nobody again"),
+]
+
+
+def test_a_change_is_checked_as_a_new_client_is(caplai):
+    uri = ("--redirect-uri", "https://app.agency.example.vn/back")
+    assert caplai("add", "VssID", "--public", "--trusted", *uri).exit_code == 0
+    before = Client.objects.values().get()
+    for words, said in WRONG_CHANGES:
+        done = caplai("change", before["id"], *words)
+        assert done.exit_code == 2 and said in done.output, done.output
+    assert "no client nobody" in caplai("change", "nobody", "--name", "x").output
+    assert Client.objects.values().get() == before

@@ -93,6 +93,29 @@ def test_what_the_agency_removes_has_no_tokens(inside):
     assert not Token.objects.exists()
 
 
+def test_a_scope_that_the_agency_takes_away_is_gone_from_what_lives(inside, citizen):
+    office = Party(scopes=["phone", "bhxh_code"])
+    asked = {"scope": "openid phone bhxh_code"}
+    tokens = office.tokens(inside, **asked)
+    code = agree(inside, office.asks(**asked))["code"]
+    before = userinfo(tokens["access_token"]).json()
+    assert before["phone_number"] == "+84327000686" and before["bhxh_code"] == citizen.code
+    knows = "mã số bảo hiểm xã hội của bạn"
+    assert knows in inside.get("/account/apps/").content.decode()
+    clients.change(office.id, scopes=["phone"])
+    left = {name: before[name] for name in before if name != "bhxh_code"}
+    assert userinfo(tokens["access_token"]).json() == left
+    told = office.call("introspect", token=tokens["access_token"]).json()
+    assert told["scope"] == "openid phone"
+    assert knows not in inside.get("/account/apps/").content.decode()
+    wide = office.refresh(tokens["refresh_token"], scope="openid bhxh_code").json()
+    assert wide["error"] == "invalid_scope"
+    for new in (office.refresh(tokens["refresh_token"]).json(), office.exchange(code).json()):
+        assert new["scope"] == "openid phone"
+        assert userinfo(new["access_token"]).json() == left
+    assert arrived(inside.get(office.asks(prompt="none", **asked)))["error"] == "invalid_scope"
+
+
 def test_a_secret_that_was_replaced_is_none(inside):
     clinic = Party()
     tokens = clinic.tokens(inside)
