@@ -132,7 +132,7 @@ class Account(OfOwner):
 
 
 class Password(OfOwner):
-    """POST {"current_password", "new_password"}: 200 with another session token, or 400, 401, 403, 429, 503."""
+    """POST {"current_password"?, "new_password"}: 200 with another session token, or 400, 401, 403, 429, 503."""
 
     input_class = ChangeForm
     http_method_names: ClassVar[list[str]] = ["post"]

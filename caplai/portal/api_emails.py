@@ -7,6 +7,7 @@ from typing import ClassVar
 from allauth.account.adapter import get_adapter
 from allauth.headless.base.response import UnauthorizedResponse
 from allauth.headless.constants import Client
+from allauth.headless.internal.restkit.inputs import CharField, Input
 from allauth.headless.internal.restkit.response import APIResponse
 from django.http import HttpRequest, HttpResponse
 from django.urls import path
@@ -133,14 +134,18 @@ class Report(OfOwner):
         return UnauthorizedResponse(request)
 
 
+class TokenInput(Input):
+    token = CharField(max_length=500)
+
+
 class ReportByLink(Endpoint):
     """POST {"token"} of a mail's link: 200, or 404 for one that is none or has ended."""
 
+    input_class = TokenInput
     http_method_names: ClassVar[list[str]] = ["post"]
 
     def post(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
-        token = self.data.get("token") if isinstance(self.data, dict) else None
-        link = report.link_of(token, rules().peppers.keys.values()) if isinstance(token, str) else None
+        link = report.link_of(self.input.cleaned_data["token"], rules().peppers.keys.values())
         if link is None:
             message = _("This link has ended")
             return error(request, 404, "ended", message)

@@ -246,14 +246,16 @@ def _summary(said: str) -> str:
 
 
 def _body(view: type[Endpoint], method: str, said: str) -> dict[str, Any] | None:
-    """What the docstring names, of the kinds that the form knows; what it does not name need not be sent."""
+    """What the docstring names, of the kinds that the form knows; what it does not name, or with a question mark, need
+    not be sent.
+    """
     given = view.input_class.get(method) if isinstance(view.input_class, dict) else view.input_class
     fields: dict[str, forms.Field] = given.base_fields if given is not None else {}
-    names = re.findall(r'"(\w+)"', said.partition("}")[0]) if said.startswith("{") else []
-    if method == "GET" or not names:
+    named = re.findall(r'"(\w+)"(\??)', said.partition("}")[0]) if said.startswith("{") else []
+    if method == "GET" or not named:
         return None
-    properties = {name: _schema(fields[name]) if name in fields else {"type": "object"} for name in names}
-    required = [name for name in names if name not in fields or fields[name].required]
+    properties = {name: _schema(fields[name]) if name in fields else {"type": "object"} for name, _ in named}
+    required = [name for name, may in named if not may and (name not in fields or fields[name].required)]
     return {"type": "object", "required": required, "properties": properties}
 
 
@@ -262,6 +264,8 @@ def _schema(field: forms.Field) -> dict[str, Any]:
         return {"type": "object"}
     if isinstance(field, forms.BooleanField):
         return {"type": "boolean"}
+    if isinstance(field, forms.ChoiceField):
+        return {"enum": [choice for choice, _ in field.choices]}
     schema: dict[str, Any] = {"type": "string"}
     if isinstance(field, forms.EmailField):
         schema["format"] = "email"

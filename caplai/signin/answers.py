@@ -89,6 +89,7 @@ class PasskeyOffers(TypedDict):
 
     supported_types: list[str]
     passkey_login_enabled: bool
+    """False where the site's address allows none: then `auth/webauthn/login` is 404, whatever `flows` name."""
 
 
 @shape

@@ -5,8 +5,13 @@ from typing import Any, ClassVar
 from allauth.account.internal.flows.login import perform_password_login
 from allauth.core.exceptions import ImmediateHttpResponse
 from allauth.headless.account.views import LoginView, SessionView
-from allauth.headless.base.response import AuthenticationResponse, ConflictResponse, UnauthorizedResponse
-from allauth.headless.base.views import APIView, AuthenticationStageAPIView, ConfigView
+from allauth.headless.base.response import (
+    AuthenticationResponse,
+    ConflictResponse,
+    UnauthorizedResponse,
+    get_config_data,
+)
+from allauth.headless.base.views import APIView, AuthenticationStageAPIView
 from allauth.headless.constants import Client
 from allauth.headless.internal.restkit.response import APIResponse, ErrorResponse
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
@@ -14,6 +19,7 @@ from django.urls import path
 from django.utils.translation import gettext as _
 
 from caplai.service.using import Choice
+from caplai.signin import webauthn
 from caplai.signin.adapter import put_off
 from caplai.signin.answers import SignedIn, SiteOffers
 from caplai.signin.forms import ChooseForm, LoginInput
@@ -42,11 +48,16 @@ class Endpoint(APIView):
             raise ImmediateHttpResponse(HttpResponse(status=400)) from None
 
 
-class Config(Endpoint, ConfigView):
+class Config(Endpoint):
     """GET: what the site offers."""
 
     http_method_names: ClassVar[list[str]] = ["get"]
     answers: ClassVar = {"GET": SiteOffers}
+
+    def get(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
+        passkeys = webauthn.site(request) is not None
+        offers = {"supported_types": ["webauthn"] if passkeys else [], "passkey_login_enabled": passkeys}
+        return APIResponse(request, data={**get_config_data(request), "mfa": offers})
 
 
 class Session(Endpoint, SessionView):

@@ -33,6 +33,8 @@ def test_every_endpoint_is_in_it_by_a_name_of_its_own_and_says_what_it_does(docu
     login = document["paths"]["/_allauth/app/v1/auth/login"]["post"]
     asked = login["requestBody"]["content"]["application/json"]["schema"]
     assert asked["required"] == list(asked["properties"]) == ["username", "password"]
+    change = document["paths"]["/_allauth/app/v1/account/password"]["post"]
+    assert change["requestBody"]["content"]["application/json"]["schema"]["required"] == ["new_password"]
     for path, method, _ in operations:  # and each is one of ours
         assert Client().generic(method.upper(), path.replace("{", "").replace("}", "")).status_code != 405
 

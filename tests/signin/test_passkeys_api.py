@@ -205,8 +205,10 @@ def test_settings_that_name_no_app_are_refused(wrong):
 
 
 def test_without_https_there_are_none(app, citizen, login, settings):
+    assert app.call("GET", "config").json()["data"]["mfa"]["passkey_login_enabled"]
     settings.CAPLAI = settings.CAPLAI.model_copy(update={"public_url": "http://caplai.example"})
     assert app.call("GET", "auth/webauthn/login").status_code == 404
+    assert not app.call("GET", "config").json()["data"]["mfa"]["passkey_login_enabled"]
     sign_in(Client(), citizen.code, CHOSEN)
     app.sign_in(citizen.code, CHOSEN)
     assert app.call("GET", "account/passkeys/options").status_code == 404
