@@ -7,6 +7,7 @@ from django.urls import include, path
 
 from caplai.portal.oidc import agreements, views
 from caplai.portal.oidc.adapter import load_key
+from caplai.portal.oidc.cors import for_pages
 from caplai.portal.oidc.validator import Validator
 
 # allauth has no settings for these; its version is pinned, and a test asks that it has ours. Here and not where Django
@@ -18,9 +19,9 @@ _PATTERNS = [
     path(".well-known/openid-configuration", views.configuration, name="configuration"),
     path(".well-known/jwks.json", jwks, name="jwks"),
     path("identity/o/authorize", views.Authorize.as_view(), name="authorization"),
-    path("identity/o/api/token", views.Token.as_view(), name="token"),
-    path("identity/o/api/userinfo", user_info, name="userinfo"),
-    path("identity/o/api/revoke", views.Revoke.as_view(), name="revoke"),
+    path("identity/o/api/token", for_pages(views.Token.as_view()), name="token"),
+    path("identity/o/api/userinfo", for_pages(user_info), name="userinfo"),
+    path("identity/o/api/revoke", for_pages(views.Revoke.as_view()), name="revoke"),
     path("identity/o/api/introspect", views.Introspect.as_view(), name="introspect"),
 ]
 urlpatterns = [
