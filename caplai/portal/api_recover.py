@@ -182,7 +182,12 @@ class FromLink(Endpoint):
     answers: ClassVar = {"POST": RecoveryByLink}
 
     def post(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
-        found = forgotten.prove_link(self.input.cleaned_data["token"], asker(request), rules=recover.rules())
+        found = forgotten.prove_link(
+            self.input.cleaned_data["token"],
+            asker(request),
+            rules=recover.rules(),
+            secret=request.session.get(SECRET),
+        )
         if found.proof is not Proof.DONE or found.decided is None:
             return _over(request)
         if (response := recover.choose(request, found)) is not None:

@@ -378,7 +378,12 @@ class FromLink(FormView):
     form_class = LinkForm
 
     def form_valid(self, form: LinkForm) -> HttpResponse:
-        found = forgotten.prove_link(form.cleaned_data["token"], asker(self.request), rules=rules())
+        found = forgotten.prove_link(
+            form.cleaned_data["token"],
+            asker(self.request),
+            rules=rules(),
+            secret=self.request.session.get(SECRET),
+        )
         if found.proof is not Proof.DONE:
             return _say(self.request, say_over())
         if (response := choose(self.request, found)) is not None:

@@ -31,6 +31,8 @@ from caplai.domain.policy import decide as decide_reissue
 from caplai.service import credentials, forgotten_mail
 from caplai.service.addresses import Confirmed
 from caplai.service.forgotten_facts import (
+    LINKED,
+    PROVED,
     Asker,
     Facts,
     Row,
@@ -140,7 +142,7 @@ def ask(
         now, phone = look_up(conn, code)
         lock(conn, code, phone, asker)
         old = find(conn, secret)  # as it is under the locks
-        if old is not None and old.lives(now) and (old.code, old.channel) == (code, channel):
+        if old is not None and old.seems_alive(now) and (old.code, old.channel) == (code, channel):
             return _again(conn, old, asker, rules)
         facts = gather_facts(conn, code, asker, rules, channel)
         sending = _decide(conn, facts, rules, channel)
@@ -195,28 +197,34 @@ def again(secret: str | None, asker: Asker, *, rules: Rules) -> Asked:
         now, phone = look_up(conn, row.code)
         lock(conn, row.code, phone, asker)
         row = find(conn, secret)
-        if row is None or not row.lives(now):
+        if row is None or not row.seems_alive(now):
             return Asked(None)
         return _again(conn, row, asker, rules)
 
 
 def look(secret: str | None, *, rules: Rules) -> Standing | None:
-    """How this browser's request stands; None if it has none."""
+    """How this browser's request stands; None if it has none.
+
+    What was decided is told of a proof in this browser only. Of one by the link of an e-mail in another browser nothing
+    shows: whoever asks with somebody else's code would learn that the account exists, and what became of it.
+    """
     with _transaction() as conn:
         row = find(conn, secret)
         if row is None:
             return None
         now = now_of(conn)
-    may_again = row.asks < rules.budgets.sends and row.lives(now)
+    alive = row.seems_alive(now)
+    tells = row.ended_as == PROVED
+    may_again = row.asks < rules.budgets.sends and alive
     return Standing(
         channel=row.channel,
         expires_at=row.expires_at,
         again_at=row.asked_at + rules.budgets.pause if may_again else None,
         tries=otp.TRIES - row.tries,
-        over=not row.lives(now),
-        decided=Outcome(row.outcome) if row.outcome else None,
-        until=row.until,
-        by_text=bool(row.by_text),
+        over=not alive,
+        decided=Outcome(row.outcome) if row.outcome and tells else None,
+        until=row.until if tells else None,
+        by_text=bool(row.by_text and tells),
     )
 
 
@@ -238,7 +246,7 @@ def prove(secret: str | None, typed: str, asker: Asker, *, rules: Rules) -> Prov
         row = find(conn, secret)
         assert row is not None
         facts = gather_facts(conn, row.code, asker, rules, row.channel)
-        if not row.lives(facts.now):
+        if not row.seems_alive(facts.now):
             return Proved(Proof.OVER)
         if facts.phone != phone:
             return Proved(Proof.TRY_AGAIN)
@@ -250,12 +258,16 @@ def prove(secret: str | None, typed: str, asker: Asker, *, rules: Rules) -> Prov
         right = otp.matches(key, otp.Inputs(row.version, row.id, row.code), typed)
         if not (_is_theirs(row, facts) and facts.is_reachable(rules) and right):
             return _count_wrong(conn, row, facts, asker)
-        return _reissue(conn, row, facts, rules)
+        if row.ended_as == LINKED and not _is_open_to_its_link(conn, row, facts):
+            return Proved(Proof.OVER)  # used up by the link, and only who has the digits hears so
+        return _reissue(conn, row, facts, rules, PROVED)
 
 
-def prove_link(token: str, asker: Asker, *, rules: Rules) -> Proved:
+def prove_link(token: str, asker: Asker, *, rules: Rules, secret: str | None = None) -> Proved:
     """Open the link of an e-mail, in whatever browser. It may be opened again until a password is chosen, for the first
     time may have been a mail program's.
+
+    `secret`: what this browser keeps of a request. If it is another one, whoever asked for the mail sees nothing of it.
 
     Its 128 bits need no count of tries, and used-up guesses do not close it. OVER for anything that does not open.
     """
@@ -276,7 +288,8 @@ def prove_link(token: str, asker: Asker, *, rules: Rules) -> Proved:
             return Proved(Proof.OVER)
         if not (_is_open_to_its_link(conn, row, facts) and _is_theirs(row, facts) and facts.approved):
             return Proved(Proof.OVER)
-        return _reissue(conn, row, facts, rules)
+        asked_here = row.ended_as == PROVED or bytes(row.secret_hash) == hash_of(secret or "")
+        return _reissue(conn, row, facts, rules, PROVED if asked_here else LINKED)
 
 
 # --- asking ----------------------------------------------------------------------------------------
@@ -311,6 +324,8 @@ def _again(conn: psycopg.Connection, row: Row, asker: Asker, rules: Rules) -> As
     sending = _decide(conn, facts, rules, row.channel)
     if sending is not Sending.SENT:
         return Asked(sending)
+    if row.ended_as == LINKED:
+        row = _renew(conn, row)
     # To those of the first one, or to nobody: what is proved by it is them.
     phone, addresses = _recipients(facts, row.code, rules, row.channel)
     if phone != row.phone or forgotten_mail.fingerprint(addresses) != row.addresses:
@@ -324,6 +339,26 @@ def _again(conn: psycopg.Connection, row: Row, asker: Asker, rules: Rules) -> As
     else:
         _send(conn, row.id, phone, row.expires_at, rules)
     return Asked(sending, again_at=facts.now + rules.budgets.pause, sent=True)
+
+
+def _renew(conn: psycopg.Connection, row: Row) -> Row:
+    """Put a new request in the place of one that was used up by its link: it looks the same to the browser that asked,
+    and what is mailed now is good again. What was asked counts once.
+    """
+    id_ = next(new_case_ids())
+    conn.execute(
+        "update recovery set secret_hash = %s, asks = 0 where id = %s", [secrets.token_bytes(32), row.id]
+    )
+    conn.execute(
+        "insert into recovery (id, code, channel, addresses, network, prefix, secret_hash, key, version, created_at,"
+        " expires_at, tries, asks, asked_at)"
+        " select %s, code, channel, addresses, network, prefix, %s, key, version, created_at, expires_at, tries, %s,"
+        " asked_at from recovery where id = %s",
+        [id_, row.secret_hash, row.asks, row.id],
+    )
+    found = named(conn, id_)
+    assert found is not None
+    return found
 
 
 def _recipients(
@@ -417,7 +452,7 @@ def _is_theirs(row: Row, facts: Facts) -> bool:
 def _is_open_to_its_link(conn: psycopg.Connection, row: Row, facts: Facts) -> bool:
     if row.channel is not Channel.EMAIL or row.expires_at <= facts.now:
         return False
-    if row.ended_as == "proved":
+    if row.ended_as in (PROVED, LINKED):
         found = conn.execute(
             "select exists (select from reissue_case where account = %s and ended_at is null"
             " and expires_at > %s and opened_at <= %s)",
@@ -434,14 +469,14 @@ def _count_wrong(conn: psycopg.Connection, row: Row, facts: Facts, asker: Asker)
     )
     left = otp.TRIES - row.tries - 1
     conn.execute(
-        "update recovery set tries = tries + 1, ended_at = case when %(out)s then %(now)s end,"
-        " ended_as = case when %(out)s then 'tried_out' end where id = %(id)s",
+        "update recovery set tries = tries + 1, ended_at = coalesce(ended_at, case when %(out)s then %(now)s end),"
+        " ended_as = coalesce(ended_as, case when %(out)s then 'tried_out' end) where id = %(id)s",
         {"out": left <= 0, "now": facts.now, "id": row.id},
     )
     return Proved(Proof.WRONG, tries=max(0, left))
 
 
-def _reissue(conn: psycopg.Connection, row: Row, facts: Facts, rules: Rules) -> Proved:
+def _reissue(conn: psycopg.Connection, row: Row, facts: Facts, rules: Rules, proved: str) -> Proved:
     assert facts.phone is not None
     phone, chooses = facts.phone, rules.choose_at_once or row.channel is Channel.EMAIL
     family = conn.execute("select count(*) from account where phone = %s", [phone]).fetchone()
@@ -459,9 +494,10 @@ def _reissue(conn: psycopg.Connection, row: Row, facts: Facts, rules: Rules) -> 
     [decision] = reissue(conn, [request], rules.reissue)
     by_text = decision.outcome is Outcome.OVER_LIMIT and _would_be_granted(conn, row.code, phone, rules)
     conn.execute(
-        "update recovery set proved_at = clock_timestamp(), ended_at = clock_timestamp(), ended_as = 'proved',"
+        "update recovery set proved_at = clock_timestamp(), ended_at = clock_timestamp(), ended_as = %(proved)s,"
         " outcome = %(outcome)s, until = %(until)s, by_text = %(by_text)s where id = %(id)s",
         {
+            "proved": proved,
             "outcome": str(decision.outcome),
             "until": decision.until,
             "by_text": by_text,

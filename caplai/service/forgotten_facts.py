@@ -18,6 +18,8 @@ from caplai.store.db import named_lock
 
 SITE = named_lock(11, "otp")
 """The lock of what the whole site sends by SMS: the last of all, and the only one that strangers wait at together."""
+PROVED, LINKED = "proved", "linked"
+"""How a request ended well: in the browser that asked, or by the link of its e-mail in another one."""
 _HOUR, _DAY = timedelta(hours=1), timedelta(days=1)
 
 
@@ -65,7 +67,7 @@ class Asker:
 
 _RECOVERY = (
     "id, code, channel, phone, addresses, network, key, version, created_at, expires_at, tries, asks, asked_at,"
-    " ended_at, ended_as, proved_at, outcome, until, by_text"
+    " ended_at, ended_as, proved_at, outcome, until, by_text, secret_hash"
 )
 
 
@@ -92,9 +94,12 @@ class Row:
     outcome: str | None
     until: datetime | None
     by_text: bool | None
+    secret_hash: bytes
 
-    def lives(self, now: datetime) -> bool:
-        return self.ended_at is None and self.expires_at > now
+    def seems_alive(self, now: datetime) -> bool:
+        """Whether it has not ended as far as the browser knows that asked, which hears nothing of LINKED."""
+        open_ = self.ended_at is None or (self.ended_as == LINKED and self.tries < otp.TRIES)
+        return open_ and self.expires_at > now
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -244,6 +244,7 @@ class Recovery(models.Model):
 
     class End(models.TextChoices):
         PROVED = "proved"
+        LINKED = "linked", "proved by the link of its e-mail, in another browser than the one that asked"
         TRIED_OUT = "tried_out", "too many wrong tries"
         REPLACED = "replaced", "the same browser asked for another one"
         RESTORED = "restored", "the database came back from a backup"

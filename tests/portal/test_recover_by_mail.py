@@ -1,16 +1,20 @@
 """Quên mật khẩu by e-mail: a link, or six digits, to confirmed addresses; then a password is chosen, never mailed."""
 
+import re
 import threading
 import time
 
 import pytest
 from django.db import connections
+from django.db.models import F
 from django.test import Client
+from django.utils import timezone
 
 from caplai.domain.otp import Channel, Sending
+from caplai.domain.policy import Outcome
 from caplai.portal import recover
 from caplai.service import locks
-from caplai.service.forgotten import Asker, Proof, again, ask, prove, prove_link
+from caplai.service.forgotten import Asker, Proof, again, ask, look, prove, prove_link
 from caplai.store.models import Account, Address, Case, Guess, Mail, Recovery
 from tests.mailbox import code_in, link_in, text_of
 from tests.portal.forgetting import another, read_phone, rules_with
@@ -217,3 +221,101 @@ def test_the_app_does_it_too(rules, post, citizen):
     assert {"id": "choose_password", "is_pending": True} in answer.json()["data"]["flows"]
     assert other.choose(PASSWORD).status_code == 200
     assert app.call("POST", "auth/recover/link", {"token": "x"}).status_code == 409
+
+
+class TestWhoAskedWithSomebodysCode:
+    """The owner opens the mail's link elsewhere: who asked must see what is seen for a code that nobody has."""
+
+    @pytest.fixture
+    def heard(self, rules, post, citizen):
+        """What a stranger's app and page hear of two codes; the link of the first one is opened by its owner between,
+        with these cases there already.
+        """
+
+        def hear(until_used=False, cases=0):
+            heard = []
+            for code in (citizen.code, "9999999999"):
+                app, browser = App(), Client()
+                mine = [app.call("POST", "auth/recover", {"code": code, "channel": "email"})]
+                mine.append(send(browser, code))
+                if code == citizen.code:
+                    for message in post.deliver().to(MAIL)[-2:]:
+                        owner = Client()
+                        owner.post("/recover/link/", {"token": token_in(message)})
+                        if until_used:
+                            owner.post("/choose-password/", {"new_password": PASSWORD})
+                later(seconds=61)
+                mine.append(app.call("GET", "auth/recover"))
+                mine += [browser.get(f"/recover/{page}/", follow=True) for page in ("done", "otp")]
+                mine += [app.call("POST", "auth/recover", {"code": code, "channel": "email"})]
+                mine += [app.call("POST", "auth/recover/again"), browser.post("/recover/again/", follow=True)]
+                for _ in range(4):
+                    mine.append(app.call("POST", "auth/recover/otp", {"otp": "000000x"}))
+                    mine.append(browser.post("/recover/otp/", {"otp": "000000x"}))
+                mine.append(app.call("GET", "auth/recover"))
+                heard.append([(each.status_code, _without_times(words(each, code)[1])) for each in mine])
+            return heard
+
+        return hear
+
+    @pytest.mark.parametrize("until_used", [False, True], ids=["opened", "used"])
+    def test_learns_nothing_when_its_owner_opens_the_link(self, heard, until_used):
+        hers, nobodys = heard(until_used)
+        assert hers == nobodys
+        assert set(Recovery.objects.values_list("ended_as", flat=True)) == {"linked", "tried_out"}
+
+    def test_learns_nothing_of_a_limit(self, heard, citizen):
+        Case.objects.bulk_create(_ended_case(citizen, n) for n in range(4))
+        hers, nobodys = heard()
+        assert hers == nobodys
+        assert "over_limit" in Recovery.objects.values_list("outcome", flat=True)
+
+    def test_nothing_of_it_is_told_to_the_browser_that_asked_but_its_digits_go_on(self, rules, post, citizen):
+        asked = ask(citizen.code, ASKER, secret=None, rules=rules, channel=Channel.EMAIL)
+        message = post.newest(MAIL)
+        assert prove_link(token_in(message), ASKER, rules=rules).decided is Outcome.ISSUED
+        standing = look(asked.secret, rules=rules)
+        assert (standing.decided, standing.over, standing.tries) == (None, False, 3)
+        assert prove(asked.secret, code_in(message), ASKER, rules=rules).decided is Outcome.JOINED
+        assert look(asked.secret, rules=rules).decided is Outcome.JOINED
+
+    def test_the_digits_of_a_link_that_was_used_open_nothing(self, rules, post, citizen):
+        asked = ask(citizen.code, ASKER, secret=None, rules=rules, channel=Channel.EMAIL)
+        message = post.newest(MAIL)
+        prove_link(token_in(message), ASKER, rules=rules)
+        Case.objects.update(ended_at=F("opened_at"), ended_as="used")
+        assert prove(asked.secret, another(code_in(message)), ASKER, rules=rules).proof is Proof.WRONG
+        assert prove(asked.secret, code_in(message), ASKER, rules=rules).proof is Proof.OVER
+        for _ in range(3):
+            prove(asked.secret, another(code_in(message)), ASKER, rules=rules)
+        assert prove_link(token_in(message), ASKER, rules=rules).proof is Proof.OVER
+        assert Case.objects.count() == 1
+
+    def test_a_mail_that_is_asked_for_after_it_is_good_again(self, rules, post, citizen):
+        asked = ask(citizen.code, ASKER, secret=None, rules=rules, channel=Channel.EMAIL)
+        first = post.newest(MAIL)
+        prove_link(token_in(first), ASKER, rules=rules)
+        Case.objects.update(ended_at=F("opened_at"), ended_as="used")
+        later(seconds=61)
+        assert again(asked.secret, ASKER, rules=rules).sent
+        second = post.newest(MAIL)
+        assert token_in(second) != token_in(first)
+        assert prove_link(token_in(first), ASKER, rules=rules).proof is Proof.OVER
+        assert prove(asked.secret, code_in(second), ASKER, rules=rules).decided is Outcome.ISSUED
+
+    def test_in_the_browser_that_asked_the_link_tells_as_the_digits_do(self, rules, post, citizen):
+        asked = ask(citizen.code, ASKER, secret=None, rules=rules, channel=Channel.EMAIL)
+        prove_link(token_in(post.newest(MAIL)), ASKER, rules=rules, secret=asked.secret)
+        assert look(asked.secret, rules=rules).decided is Outcome.ISSUED
+
+
+def _without_times(body: str) -> str:
+    return re.sub(r'"[^"]*(T..:|_token)[^,}]*', "", body)
+
+
+def _ended_case(citizen, n):
+    now = timezone.now()
+    return Case(
+        account=citizen.code, phone=citizen.phone, channel="web", key="k", version=1, length=6, alphabet="0",
+        opened_at=now, expires_at=now, ended_at=now, ended_as="used",
+    )  # fmt: skip
