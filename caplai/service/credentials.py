@@ -120,6 +120,7 @@ class _Facts:
     length: int
     alphabet: str
     device: int | None
+    """As KNOWN_DEVICE has it."""
     guesses: int
     """Wrong ones that count: of this device if it is known, else of all unknown devices together."""
     site: int
@@ -135,6 +136,18 @@ class _Facts:
         """Whether anybody may sign in by this name at all: an approved account, or an operator."""
         return self.active and (self.approved if self.code else self.login_id is not None)
 
+
+KNOWN_DEVICE = """
+left join lateral (
+  select d.id from device d where d.login_id = l.id and d.token_hash = %(device)s
+    and (select count(*) from guess g where g.account = a.code and not g.cleared
+      and g.at > t.now - %(guess_window)s and g.device = d.id) < %(guesses)s
+) d on true
+"""
+"""SQL, of the device that an attempt comes from: known, and with guesses of its own left. One that has used them up is
+as an unknown one, and shares what those have together: else an owner who tried twenty forgotten passwords would be
+worse off on the own phone than any stranger. So n known devices and all unknown ones have n + 1 times the guesses.
+"""
 
 _LOGIN = [field.attname for field in Login._meta.concrete_fields]
 _ACCOUNT = [field.attname for field in Account._meta.concrete_fields]
@@ -155,8 +168,8 @@ from (select clock_timestamp() as now) t
 left join account a on a.code = %(name)s
 left join login l on l.username = %(name)s
 left join reissue_case c on c.account = a.code and c.ended_at is null and c.expires_at > t.now
-left join device d on d.login_id = l.id and d.token_hash = %(device)s
-"""  # noqa: S608 - names of columns
+{KNOWN_DEVICE}
+"""  # noqa: S608 - names of columns, and a constant
 
 
 _TAKE_BACK = """
@@ -327,6 +340,7 @@ def _gather(cursor: psycopg.Cursor, username: str, device: str | None, network: 
         "device": _hash(device) if device else None,
         "network": network,
         "guess_window": rules.guess_window,
+        "guesses": rules.guesses,
         "network_window": rules.network_window,
         "network_failures": rules.network_failures,
         "minute": _SITE_MINUTE,
@@ -355,7 +369,7 @@ def _somebody(name: str, rules: Rules) -> str:
 
 def _throttled_until(facts: _Facts, rules: Rules) -> datetime | None:
     # A citizen's known device does not pay for its network's strangers; its own guesses bound it.
-    if facts.code is not None and facts.device is not None and facts.guesses < rules.guesses:
+    if facts.code is not None and facts.device is not None:
         return None
     if facts.site >= rules.site_failures_minute:
         return facts.now + _SITE_MINUTE

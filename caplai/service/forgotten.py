@@ -433,7 +433,7 @@ def _raise_alarm(conn: psycopg.Connection, budget: Budget) -> None:
 def _throttled_until(facts: Facts, rules: Rules) -> datetime | None:
     """As at the sign-in: a known device does not pay for its network's strangers."""
     signin = rules.signin
-    if facts.device is not None and facts.guesses < signin.guesses:
+    if facts.device is not None:
         return None
     if facts.site_failures >= signin.site_failures_minute:
         return facts.now + timedelta(minutes=1)

@@ -10,10 +10,10 @@ from django.db.models import F
 
 from caplai.domain.otp import Channel, Sending
 from caplai.domain.policy import Outcome
-from caplai.service import forgotten_facts, keys, locks
+from caplai.service import credentials, forgotten_facts, keys, locks
 from caplai.service.forgotten import ALARM, Asker, Proof, again, ask, look, prove
 from caplai.service.operate import switch_service
-from caplai.store.models import Account, Case, Event, Guess, Key, Outbox, Recovery, Switch
+from caplai.store.models import Account, Case, Device, Event, Guess, Key, Login, Outbox, Recovery, Switch
 from tests.portal.forgetting import another, otp_of, read_phone, rules_with
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -178,6 +178,25 @@ def test_used_up_guesses_close_the_six_digits_of_an_otp_too(lan):
     assert prove(asked.secret, otp, ASKER, rules=rules).proof is Proof.WRONG
     assert ask(lan.code, ASKER, secret=None, rules=rules).sending is Sending.SENT
     assert read_phone() == []
+
+
+def test_a_known_device_that_used_up_its_guesses_is_sent_what_an_unknown_one_is(lan):
+    """Her own wrong passwords must not take from her what a stranger's device has."""
+    login = Login.objects.create(username=lan.code, account=lan, password="!")
+    token = credentials.signed_in(login, None)
+    phone = Asker(ASKER.network, token)
+    rules = rules_with(signin={"guesses": 4})
+    device = Device.objects.get().pk
+    Guess.objects.bulk_create(Guess(account=lan.code, network="x", device=device) for _ in range(4))
+    asked = ask(lan.code, phone, secret=None, rules=rules)
+    otp = otp_of(read_phone()[0][1])
+    assert prove(asked.secret, another(otp), phone, rules=rules).proof is Proof.WRONG
+    assert Guess.objects.filter(device=None, account=lan.code).count() == 1
+    assert prove(asked.secret, otp, phone, rules=rules).proof is Proof.DONE
+
+    Guess.objects.bulk_create(Guess(account=lan.code, network="x") for _ in range(3))
+    ask(lan.code, phone, secret=None, rules=rules)
+    assert len(read_phone()) == 1  # the password alone: no OTP, for now both are used up
 
 
 def test_a_network_with_too_many_failures_waits_and_nothing_is_counted(lan):

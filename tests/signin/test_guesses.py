@@ -16,7 +16,7 @@ from django.test import Client
 from django.utils import timezone
 
 from caplai.domain.grammar import Reissue
-from caplai.domain.issuing import DIGITS, LETTERS, Keyring
+from caplai.domain.issuing import DIGITS, LETTERS, Inputs, Keyring, derive
 from caplai.service import credentials, using
 from caplai.service.credentials import Outcome
 from caplai.service.reissue import reissue
@@ -117,6 +117,7 @@ def lan_texts(transactional_db, citizen):
     """Let the re-issue open a case for the citizen, as her text would."""
 
     def text() -> Case:
+        """Her case that is open then."""
         with connect() as conn:
             rules = reissue_rules(settings.CAPLAI, settings.KEYRING, conn)
             reply_to = ReplyTo("link", "8079", "84327000686")
@@ -126,7 +127,7 @@ def lan_texts(transactional_db, citizen):
                     [Request(Reissue(citizen.code), "sms", citizen.phone, citizen.phone, reply_to)],
                     rules,
                 )
-        return Case.objects.get()
+        return Case.objects.get(ended_at=None)
 
     return text
 
@@ -143,6 +144,53 @@ def test_known_device_has_a_budget_of_its_own(citizen, login, open_case):
     assert guess(citizen.code, wrong(opened), device=token) is Outcome.WRONG
     assert guess(citizen.code, opened.password, device=token) is Outcome.WRONG
     assert guess(citizen.code, CHOSEN, device=token) is Outcome.SIGNED_IN
+
+
+def test_a_known_device_that_used_up_its_guesses_is_as_an_unknown_one(citizen, login, open_case):
+    """A forgetful owner: twenty wrong ones on her own phone leave her what every stranger has, and no less."""
+    token = credentials.signed_in(login, None)
+    opened = open_case()
+    book(citizen.code, 20, device=Device.objects.get().pk)
+    assert guess(citizen.code, opened.password, device=token) is Outcome.ISSUED
+    assert guess(citizen.code, wrong(opened), device=token) is Outcome.WRONG
+    assert Guess.objects.latest("pk").device is None
+    book(citizen.code, 18)
+    assert guess(citizen.code, opened.password, device=token) is Outcome.ISSUED
+    assert guess(citizen.code, wrong(opened)) is Outcome.WRONG
+    assert guess(citizen.code, opened.password, device=token) is Outcome.WRONG
+
+
+def test_nor_then_is_she_without_a_way_for_her_next_case_is_long(citizen, login, lan_texts):
+    token = credentials.signed_in(login, None)
+    book(citizen.code, 20, device=Device.objects.get().pk)
+    assert lan_texts().length == 6
+    for _ in range(20):
+        assert guess(citizen.code, "000000x", device=token, network="hers") is Outcome.WRONG
+    case = lan_texts()
+    assert case.length == settings.CAPLAI.password.long_length
+    key = settings.KEYRING.ring("issuing").keys[case.key]
+    password = derive(key, Inputs(case.version, case.id, case.account, case.length, case.alphabet))
+    assert guess(citizen.code, password, device=token) is Outcome.ISSUED
+
+
+@pytest.mark.parametrize("order", ["known first", "unknown first", "by turns"])
+def test_who_has_a_known_device_has_forty_and_no_more(citizen, login, open_case, monkeypatch, order):
+    """A thief with the phone, with its token and without: twenty as it, twenty as everybody."""
+    token = credentials.signed_in(login, None)
+    other = credentials.signed_in(login, None)
+    opened = open_case()
+    matches, compared = credentials.matches, []
+    monkeypatch.setattr(
+        credentials, "matches", lambda *given: compared.append(given[1].case_id) or matches(*given)
+    )
+    monkeypatch.setattr(credentials, "verify_password", lambda *_: (False, False))
+    tokens = {"known first": [token] * 50 + [None] * 50, "unknown first": [None] * 50 + [token] * 50}
+    for at, brought in enumerate(tokens.get(order, [token, None] * 50)):
+        assert guess(citizen.code, wrong(opened), device=brought, network=f"net {at}") is Outcome.WRONG
+    assert compared.count(opened.case.id) == 40
+    for at in range(30):  # another device that she knows has its own
+        guess(citizen.code, wrong(opened), device=other, network=f"net {at}")
+    assert compared.count(opened.case.id) == 60
 
 
 def test_device_is_known_to_its_own_account_only(citizen, login, open_case):
