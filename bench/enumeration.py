@@ -142,7 +142,7 @@ async def _try_all(site: Site, tries: Sequence[_Try], draw: random.Random) -> li
             request = _http.post_form("/recover/send/", given, cookie=cookie, x_forwarded_for=network)
             if one.way == "otp":
                 session = (await _http.ask(site.port, request)).cookies
-                given = {"otp": one.form[:6], "csrfmiddlewaretoken": token}
+                given = {"otp": _FORMS[0], "csrfmiddlewaretoken": token}
                 cookies = f"{cookie}; {session}"
                 request = _http.post_form("/recover/otp/", given, cookie=cookies, x_forwarded_for=network)
         busy = site.web_tree.running() + site.database.running()

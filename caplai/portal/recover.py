@@ -28,6 +28,7 @@ from django.utils.translation import gettext_lazy as _
 from django.views.decorators.debug import sensitive_post_parameters
 from django.views.generic.edit import FormView
 
+from caplai.domain import otp
 from caplai.domain.grammar import CODE_LENGTH, code_of
 from caplai.domain.otp import Budgets, Channel, Sending
 from caplai.domain.policy import GRANTED, Outcome
@@ -158,7 +159,7 @@ class LinkForm(forms.Form):
 
 
 class OtpForm(forms.Form):
-    """{"otp": …}: spaces are forgiven."""
+    """{"otp": …}: spaces, dashes and full-width digits are forgiven."""
 
     otp = forms.CharField(
         label=_("One-time code"),
@@ -171,6 +172,13 @@ class OtpForm(forms.Form):
             "null_characters_not_allowed": _("Enter the 6 digits from the message."),
         },
     )
+
+    def clean_otp(self) -> str:
+        """Six digits; what is none is no try, for no code that was sent could be so."""
+        digits = otp.normal(self.cleaned_data["otp"])
+        if not (len(digits) == otp.DIGITS and digits.isascii() and digits.isdigit()):
+            raise ValidationError(_("The code has 6 digits."), "bad_otp")
+        return digits
 
     def refuse(self, found: Proved) -> None:
         """Say what was wrong, where it is worth another try."""

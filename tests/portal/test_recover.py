@@ -9,7 +9,7 @@ from django.db import connection
 from django.test import Client
 
 from caplai.portal import recover
-from caplai.store.models import Account, Case, Recovery
+from caplai.store.models import Account, Case, Guess, Recovery
 from tests.portal.forgetting import another, otp_of, read_phone, rules_with
 from tests.service.test_forgotten import later
 from tests.signin.conftest import App
@@ -87,7 +87,7 @@ def test_every_code_is_answered_with_the_same_words(use, db):
         heard.append(words(browser.post("/recover/again/", follow=True), code))
         later(seconds=61)
         heard.append(words(browser.post("/recover/again/", follow=True), code))
-        heard += [words(browser.post("/recover/otp/", {"otp": "x"}), code) for _ in range(4)]
+        heard += [words(browser.post("/recover/otp/", {"otp": "000000"}), code) for _ in range(4)]
         heard.append(words(browser.get("/recover/otp/"), code))
         heard.append(words(browser.get("/recover/done/", follow=True), code))
         for _ in range(5):
@@ -138,6 +138,23 @@ def test_a_wrong_otp_is_told_beside_its_field_and_at_the_top(browser, lan):
     assert not Case.objects.exists()
 
 
+@pytest.mark.parametrize("typed", ["12345", "1234567", "12345o", "abcdef", "١٢٣٤٥٦"])
+def test_what_is_no_six_digits_is_no_try(browser, lan, typed):
+    start(browser, lan.code)
+    page = browser.post("/recover/otp/?lang=en", {"otp": typed}, follow=True).content.decode()
+    assert page.count("The code has 6 digits.") == 2
+    assert Recovery.objects.get().tries == 0 and not Guess.objects.exists()
+
+
+@pytest.mark.parametrize("form", ["{} {}", " {}-{} ", "{}\u00a0{}"])
+def test_digits_may_be_in_groups_or_full_width(browser, lan, form):
+    start(browser, lan.code)
+    otp = otp_of(read_phone()[0][1])
+    typed = form.format(otp[:3], "".join(chr(ord(digit) + 0xFEE0) for digit in otp[3:]))
+    page = browser.post("/recover/otp/", {"otp": typed}, follow=True)
+    assert "Look at your phone" in browser.get("/recover/done/?lang=en").content.decode(), page.content
+
+
 def test_a_code_that_is_none_is_told_at_once(browser, db):
     page = browser.post("/recover/?lang=en", {"code": "12345"}).content.decode()
     assert page.count("The code has 10 digits.") == 2
@@ -182,8 +199,8 @@ def test_too_many_wrong_ones_from_a_network_wait(use, browser, lan):
     use(signin={"network_failures": 2})
     start(browser, lan.code)
     for _ in range(2):
-        browser.post("/recover/otp/", {"otp": "000000x"})
-    page = browser.post("/recover/otp/", {"otp": "000000x"})
+        browser.post("/recover/otp/", {"otp": "000000"})
+    page = browser.post("/recover/otp/", {"otp": "000000"})
     assert page.status_code == 429 and page["Retry-After"]
 
 
@@ -219,7 +236,7 @@ class TestTheApp:
         for code in (lan.code, UNKNOWN):
             mine = type(app)()
             answers = [mine.call("POST", "auth/recover", {"code": code})]
-            answers += [mine.call("POST", "auth/recover/otp", {"otp": "000000x"}) for _ in range(4)]
+            answers += [mine.call("POST", "auth/recover/otp", {"otp": "000000"}) for _ in range(4)]
             heard.append(
                 [re.sub(r'"[^"]*(T..:|_token)[^,}]*', "", each.content.decode()) for each in answers]
             )
@@ -228,6 +245,7 @@ class TestTheApp:
     def test_refusals_have_a_status(self, use, app, lan):
         assert app.call("POST", "auth/recover", {"code": "123"}).json()["errors"][0]["code"] == "bad_code"
         assert app.call("POST", "auth/recover/otp", {"otp": "123456"}).status_code == 409
+        assert app.call("POST", "auth/recover/otp", {"otp": "12345"}).json()["errors"][0]["code"] == "bad_otp"
         assert app.call("POST", "auth/recover/again").status_code == 409
         use(budgets={"code_day": 0})
         busy = app.call("POST", "auth/recover", {"code": lan.code})
