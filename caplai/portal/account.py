@@ -8,6 +8,7 @@ from django.contrib import messages
 from django.contrib.auth import update_session_auth_hash
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.shortcuts import redirect, render
+from django.utils import timezone
 from django.utils.decorators import method_decorator
 from django.utils.translation import gettext as _
 from django.views.decorators.debug import sensitive_post_parameters
@@ -16,6 +17,7 @@ from django.views.generic.edit import FormView
 
 from caplai.domain import msisdn
 from caplai.portal.access import is_fresh, owner
+from caplai.portal.forms import ReadForm
 from caplai.portal.oidc.grants import agreements
 from caplai.portal.password_form import ChangeForm
 from caplai.portal.told import tell
@@ -23,6 +25,7 @@ from caplai.service import addressbook, history, mail, sittings
 from caplai.service.addresses import confirmed
 from caplai.service.changing import Change
 from caplai.service.cooling import COOLING, cooling_until
+from caplai.service.history import Entry
 from caplai.signin.adapter import put_off
 from caplai.signin.client import name_of
 from caplai.signin.views import refusal_status
@@ -30,6 +33,8 @@ from caplai.signin.webauthn import passkeys
 
 _LATEST = 3
 """Sign-ins that the first page shows."""
+_READ = "reissues_read"
+"""In the session: until when it was read of re-issues."""
 
 
 def home(request: HttpRequest) -> HttpResponse:
@@ -63,6 +68,7 @@ def summary(request: HttpRequest) -> dict[str, Any]:
         "services": [agreement.client.name for agreement in agreements(login)],
         "signed_in": sum(seat.signed_in for seat in sittings.seats(login, request.session.row_key)),
         "latest": [tell(entry) for entry in history.latest_sign_ins(login, _LATEST)],
+        "unasked": [tell(entry) for entry in unasked(request)],
         "until": until,
         "kept": [
             {"kind": kind, "name": name}
@@ -70,6 +76,28 @@ def summary(request: HttpRequest) -> dict[str, Any]:
             if before and since <= before
         ],
     }
+
+
+def unasked(request: HttpRequest) -> list[Entry]:
+    """The re-issues that this session has not read of yet, the newest first."""
+    read = request.session.get(_READ)
+    after = datetime.fromisoformat(read) if read else None
+    return history.unasked_reissues(request.user, request.session.row_key, after)
+
+
+def read_until(request: HttpRequest, at: datetime) -> None:
+    """Whoever asks has read of the re-issues until then: this session tells of them no more. The next one does."""
+    request.session[_READ] = min(at, timezone.now()).isoformat()
+
+
+@require_POST
+@owner
+def read(request: HttpRequest) -> HttpResponse:
+    """Put the notice of re-issues away."""
+    form = ReadForm(request.POST)
+    if form.is_valid():
+        read_until(request, form.cleaned_data["until"])
+    return redirect("home")
 
 
 @method_decorator(sensitive_post_parameters("current_password", "new_password"), name="dispatch")

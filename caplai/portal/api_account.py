@@ -12,7 +12,15 @@ from django.urls import path
 from typing_extensions import TypedDict
 
 from caplai.portal.access import is_fresh
-from caplai.portal.account import microseconds, moment_of, sign_out_elsewhere, summary
+from caplai.portal.account import (
+    microseconds,
+    moment_of,
+    read_until,
+    sign_out_elsewhere,
+    summary,
+    unasked,
+)
+from caplai.portal.forms import ReadForm
 from caplai.portal.password_form import ChangeForm
 from caplai.portal.told import tell
 from caplai.service import history, sittings
@@ -41,6 +49,20 @@ class AfterReissue(TypedDict):
 
 
 @shape
+class UnaskedReissue(TypedDict):
+    """A re-issue that the session was not told of: ask the person whether it was them."""
+
+    at: Time
+    title: str
+    """For people, in their language, as are the details."""
+    details: list[str]
+    channel: str
+    """`sms`, `web`, `app`, `email` or `counter`."""
+    state: str
+    """`open`, or what it ended as: `expired`, `guessed_out`, …"""
+
+
+@shape
 class ShownAccount(TypedDict):
     """The account of who is signed in."""
 
@@ -54,6 +76,10 @@ class ShownAccount(TypedDict):
     emails: list[str]
     signed_in: int
     """On how many devices."""
+    unasked_reissues: list[UnaskedReissue]
+    """Opened since the sign-in before this one, and used by nobody; the newest first, until they are read
+    (`account/read`).
+    """
     after_reissue: AfterReissue | None
     """For 24 hours after one."""
 
@@ -126,9 +152,22 @@ class Account(OfOwner):
             "passkeys": shown["passkeys"],
             "emails": shown["emails"],
             "signed_in": shown["signed_in"],
+            "unasked_reissues": [_reissue(entry) for entry in unasked(request)],
             "after_reissue": {"kept_until": until.isoformat(), "kept": shown["kept"]} if until else None,
         }
         return APIResponse(request, data=data)
+
+
+class Read(OfOwner):
+    """POST {"until"}: the re-issues were read whose `at` is no later; 200 with those that are left, 400, 401."""
+
+    input_class = ReadForm
+    http_method_names: ClassVar[list[str]] = ["post"]
+    answers: ClassVar = {"POST": list[UnaskedReissue]}
+
+    def post(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
+        read_until(request, self.input.cleaned_data["until"])
+        return APIResponse(request, data=[_reissue(entry) for entry in unasked(request)])
 
 
 class Password(OfOwner):
@@ -210,6 +249,17 @@ def _seat(seat: Seat) -> ShownDevice:
     }
 
 
+def _reissue(entry: Entry) -> UnaskedReissue:
+    told = tell(entry)
+    return {
+        "at": entry.at.isoformat(),
+        "title": told.title,
+        "details": told.details,
+        "channel": entry.channel,
+        "state": entry.state,
+    }
+
+
 def _entry(entry: Entry) -> ShownEntry:
     told = tell(entry)
     return {
@@ -235,6 +285,7 @@ urlpatterns = [
     path(name, view.as_api_view(client=Client.APP))
     for name, view in {
         "": Account,
+        "read": Read,
         "password": Password,
         "devices": Devices,
         "devices/<slug:name>": Device,

@@ -1,4 +1,7 @@
-"""What people type on the portal's pages: an e-mail address, a code from a mail, a passkey's name."""
+"""What people send on the portal's pages: an e-mail address, a code from a mail, a passkey's name, a time."""
+
+import contextlib
+from datetime import datetime
 
 from django import forms
 from django.core.validators import EmailValidator
@@ -91,3 +94,16 @@ class NameForm(forms.Form):
     def clean_name(self) -> str:
         # Half a surrogate pair, which JSON may bring, is nothing that can be stored.
         return self.cleaned_data["name"].encode("utf-8", "ignore").decode() or "?"
+
+
+class ReadForm(forms.Form):
+    """{"until": …} of page and app: the time of the newest thing that was read of."""
+
+    until = forms.CharField(max_length=40, error_messages=NO_NULLS)
+
+    def clean_until(self) -> datetime:
+        with contextlib.suppress(ValueError):
+            at = datetime.fromisoformat(self.cleaned_data["until"])
+            if at.tzinfo is not None:
+                return at
+        raise forms.ValidationError(_("This is no time."), "invalid")

@@ -6,6 +6,7 @@ from caplai.portal import access, account, emails, passkeys, recover, report
 
 urlpatterns = [
     path("", account.home, name="home"),
+    path("account/read/", account.read, name="account_read"),
     path("account/password/", account.ChangePassword.as_view(), name="account_password"),
     path("account/devices/", account.devices, name="account_devices"),
     path("account/devices/end/", account.end_device, name="account_device_end"),

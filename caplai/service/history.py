@@ -25,7 +25,7 @@ from caplai.service.sittings import SIGNED_OUT, SIGNED_OUT_ELSEWHERE
 from caplai.service.trace import written_forms
 from caplai.service.using import PASSKEY_CHOSEN, PASSWORD_CHOSEN
 from caplai.store import db
-from caplai.store.models import Login, Recovery
+from caplai.store.models import Case, Login, Recovery
 
 PAGE = 20
 _TIES = 10
@@ -130,6 +130,43 @@ def latest_sign_ins(login: Login, count: int) -> list[Entry]:
     )
 
 
+_UNASKED = """
+select c.opened_at, c.channel, c.phone, c.texts, c.expires_at, c.ended_at, c.ended_as, clock_timestamp()
+from reissue_case c
+where c.account = %(account)s and coalesce(c.ended_as, '') <> all(%(known)s) and c.opened_at > greatest(
+  clock_timestamp() - %(days)s, %(after)s, (
+    select e.at from event e where e.login_id = %(login)s and e.kind = %(kind)s and e.at < (
+      select created_at - %(moment)s from sitting where row_key = %(here)s)
+    order by e.at desc limit 1))
+order by c.opened_at desc limit %(most)s
+"""
+_UNASKED_DAYS = timedelta(days=30)
+_UNASKED_MOST = 5
+_MOMENT = timedelta(seconds=1)
+"""A sign-in's event and its sitting are written by one statement, either of them first."""
+
+
+def unasked_reissues(login: Login, here: str, after: datetime | None = None) -> list[Entry]:
+    """The re-issues that this session is told of, the newest first: those of the last 30 days that were opened since
+    the sign-in before this session's, and that nobody has used. (Who uses one ends all other sessions, and is told for
+    a day what was there before, see cooling.py. One that was reported is known.)
+
+    `here`: the key of the session's row. `after`: what was opened until then was read.
+    """
+    values = {
+        "account": login.account_id,
+        "login": login.pk,
+        "here": here,
+        "after": after,
+        "known": [str(Case.End.USED), str(Case.End.REPORTED)],
+        "days": _UNASKED_DAYS,
+        "kind": SIGNED_IN,
+        "moment": _MOMENT,
+        "most": _UNASKED_MOST,
+    }
+    return _of_cases(db.execute(_UNASKED, values).fetchall())
+
+
 def password_set_at(login: Login) -> datetime | None:
     """When the password was last chosen or changed, as far as it was written down."""
     found = db.execute(
@@ -145,7 +182,11 @@ def _cases(login: Login, before: datetime) -> _Read:
         " from reissue_case where account = %s and opened_at < %s order by opened_at desc limit %s",
         [login.account_id, before, PAGE + _TIES],
     ).fetchall()
-    entries = [
+    return _to_the_end(_of_cases(rows), PAGE + _TIES)
+
+
+def _of_cases(rows: Iterable[tuple]) -> list[Entry]:
+    return [
         Entry(
             at=at,
             what=CASE,
@@ -157,7 +198,6 @@ def _cases(login: Login, before: datetime) -> _Read:
         )
         for at, channel, phone, texts, expires_at, ended_at, ended_as, now in rows
     ]
-    return _to_the_end(entries, PAGE + _TIES)
 
 
 def _recoveries(login: Login, before: datetime) -> _Read:

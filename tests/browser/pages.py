@@ -19,7 +19,7 @@ from caplai.domain import capability
 from caplai.domain.issuing import DIGITS, VERSION, Inputs, derive, new_case_ids
 from caplai.service import addressbook, notices
 from caplai.store.contact import Address, Mail
-from caplai.store.models import Account, Case, Login
+from caplai.store.models import Account, Case, Event, Login
 from tests.portal.forgetting import otp_of, read_phone
 from tests.portal.oidc.conftest import Party
 from tests.signin.conftest import CHOSEN, sign_in
@@ -125,6 +125,7 @@ PAGES = [
     Page("devices-one", "account_devices", "beginner"),
     Page("history", "account_history", "returned"),
     Page("history-end", "/account/history/?before=1", "beginner"),
+    Page("home-unasked", "home", "asked about", also=("account_read",)),
     Page("home-operator", "home", "operator"),
     Page("addresses", "account_email", "owner", also=("account_email_remove",)),
     Page("addresses-none", "account_email", "beginner"),
@@ -280,6 +281,18 @@ class People:
         browser = self._in(account.code, _issued(account))
         chosen = browser.post("/choose-password/", {"new_password": CHOSEN})
         assert chosen.status_code == 302
+        return browser
+
+    def asked_about(self) -> Client:
+        """Somebody texted for a new password yesterday, and by page just now; she was signed in before, and is now."""
+        account = self._account("0123456798")
+        self._login(account)
+        self._in(account.code, CHOSEN)
+        Event.objects.update(at=timezone.now() - timedelta(days=3))
+        _issued(account, ended=timezone.now() - timedelta(days=1))
+        Case.objects.filter(account=account.code).update(ended_as="guessed_out")
+        browser = self._in(account.code, CHOSEN)
+        _issued(account)
         return browser
 
     def finger_only(self) -> Client:

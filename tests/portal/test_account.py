@@ -74,6 +74,75 @@ def test_after_a_re_issue_it_lists_what_was_there_before(browser, citizen, open_
     assert "vừa được cấp lại" not in text_of(browser, "/")
 
 
+UNASKED = "Bạn có yêu cầu cấp mật khẩu mới không?"
+
+
+def put_away(client: Client):
+    [until] = re.findall(r'name="until" value="([^"]+)"', client.get("/").content.decode())
+    return client.post("/account/read/", {"until": until})
+
+
+def test_a_device_that_is_signed_in_and_the_next_sign_in_are_told_of_a_re_issue(
+    signed_in, app, citizen, open_case
+):
+    Event.objects.update(at=timezone.now() - timedelta(days=4))
+    Sitting.objects.update(created_at=timezone.now() - timedelta(days=4))
+    assert UNASKED not in text_of(signed_in, "/")
+    case = open_case().case
+    Case.objects.update(opened_at=timezone.now() - timedelta(days=2), texts=2)
+    at = timezone.localtime(Case.objects.get().opened_at).strftime("%H:%M %d/%m/%Y")
+    told = f"{at} : Cấp lại mật khẩu bằng tin nhắn. Mật khẩu đã gửi tới số 0327xxx686, 2 lần."
+    page = text_of(signed_in, "/")
+    assert UNASKED in page and told in page and "Không phải tôi" in page
+    assert 'href="/account/report/"' in signed_in.get("/").content.decode()
+
+    later = Client()
+    sign_in(later, citizen.code, CHOSEN)
+    assert told in text_of(later, "/")
+    Case.objects.update(ended_at=timezone.now(), ended_as="expired")  # that nobody used it changes nothing
+    assert UNASKED in text_of(later, "/") and UNASKED in text_of(signed_in, "/")
+    assert put_away(later)["Location"] == "/"
+    assert UNASKED not in text_of(later, "/")
+    assert UNASKED in text_of(signed_in, "/")  # who has put it away has done so for itself alone
+    Event.objects.filter(kind="signed_in").order_by("-at").first().delete()
+    app.sign_in(citizen.code, CHOSEN)
+    [unasked] = app.call("GET", "account/").json()["data"]["unasked_reissues"]
+    assert (unasked["channel"], unasked["state"], unasked["title"]) == (
+        "sms", "expired", "Cấp lại mật khẩu bằng tin nhắn"
+    )  # fmt: skip
+    for no_time in ("", "x", "2026-11-23", "9" * 50, 7, {}, "2026-11-23T10:00:00\0"):
+        assert app.call("POST", "account/read", {"until": no_time}).status_code == 400
+        assert signed_in.post("/account/read/", {"until": no_time})["Location"] == "/"
+    assert app.call("POST", "account/read", {"until": unasked["at"]}).json()["data"] == []
+    assert app.call("GET", "account/").json()["data"]["unasked_reissues"] == []
+    after_it = Client()
+    sign_in(after_it, citizen.code, CHOSEN)
+    assert UNASKED not in text_of(after_it, "/")  # it was opened before the sign-in before this one
+
+    open_case()
+    assert UNASKED in text_of(later, "/")  # a new one is new
+    assert app.call("POST", "account/read", {"until": "9999-12-31T23:59:59-23:59"}).json()["data"] == []
+    assert case.id != open_case_again(citizen, open_case).id
+    assert app.call("GET", "account/").json()["data"]["unasked_reissues"] != []
+
+
+def open_case_again(citizen, open_case):
+    Case.objects.filter(ended_at=None).update(ended_at=timezone.now(), ended_as="expired")
+    return open_case().case
+
+
+@pytest.mark.parametrize("how", ["used", "reported", "old"])
+def test_of_what_is_used_reported_or_old_nobody_is_asked(signed_in, open_case, how):
+    open_case()
+    assert UNASKED in text_of(signed_in, "/")
+    if how == "old":
+        Case.objects.update(opened_at=timezone.now() - timedelta(days=31))
+        Event.objects.update(at=timezone.now() - timedelta(days=60))
+    else:
+        Case.objects.update(ended_at=timezone.now(), ended_as=how)
+    assert UNASKED not in text_of(signed_in, "/")
+
+
 def test_an_operator_has_no_account(browser, operator):
     sign_in(browser, operator.username, "bảy con cò trắng")
     assert "thu.ha" in text_of(browser, "/")
@@ -301,7 +370,8 @@ analyze event, inbox, guess, reissue_case, recovery
 """
 
 
-def test_history_is_read_by_index(signed_in, login):
+@pytest.mark.parametrize("path", ["/account/history/", "/"])
+def test_pages_are_read_by_index(signed_in, login, path):
     """On tables that are worth an index, no source of a page reads one from end to end."""
     scans = "select relname, seq_tup_read from pg_stat_xact_user_tables where relname = any(%s)"
     tables = ["event", "inbox", "guess", "reissue_case", "recovery"]
@@ -309,7 +379,7 @@ def test_history_is_read_by_index(signed_in, login):
         cursor.execute(_FILLED)
         cursor.execute(scans, [tables])
         before = dict(cursor.fetchall())
-        assert signed_in.get("/account/history/").status_code == 200
+        assert signed_in.get(path).status_code == 200
         cursor.execute(scans, [tables])
         read = {name: tuples - before[name] for name, tuples in cursor.fetchall()}
     assert read == dict.fromkeys(tables, 0)
