@@ -23,7 +23,7 @@ from caplai.signin import webauthn
 from caplai.signin.adapter import put_off
 from caplai.signin.answers import SignedIn, SiteOffers
 from caplai.signin.forms import ChooseForm, LoginInput
-from caplai.signin.stages import ChoosePasswordStage
+from caplai.signin.stages import ChoosePasswordStage, drop_pending
 from caplai.signin.views import refusal_status
 
 
@@ -74,9 +74,14 @@ class SignIn(Endpoint, LoginView):
     http_method_names: ClassVar[list[str]] = ["post"]
     answers: ClassVar = {"POST": SignedIn}
 
+    def handle_input(self, data) -> HttpResponse | None:
+        """Before the password is looked at: nobody must be in. Who was about to choose a password no longer is."""
+        if self.request.user.is_authenticated:
+            return ConflictResponse(self.request)
+        drop_pending(self.request)
+        return super().handle_input(data)
+
     def post(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
-        if request.user.is_authenticated:
-            return ConflictResponse(request)
         response = perform_password_login(
             request, {}, self.input.login
         )  # what it is given, the session keeps

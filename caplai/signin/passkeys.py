@@ -3,6 +3,7 @@
 passkeys.js asks for the options by POST, has the browser show or make the passkey, and posts the form with it.
 """
 
+from allauth.account.adapter import get_adapter
 from allauth.account.internal.flows.login import perform_login, record_authentication
 from allauth.account.models import Login as PendingLogin
 from allauth.account.utils import get_next_redirect_url, passthrough_next_redirect_url
@@ -33,8 +34,6 @@ def sign_in_options(request: HttpRequest) -> HttpResponse:
 @require_POST
 def sign_in(request: HttpRequest) -> HttpResponse:
     """The form with the passkey that was shown: to a session, or back with the reason."""
-    if request.user.is_authenticated:
-        return redirect("home")
     passkey = webauthn.shown(request, webauthn.parsed(request.POST.get("credential", "")))
     metrics.signins.labels("passkey" if passkey else "passkey_refused").inc()
     if passkey is None:
@@ -44,7 +43,9 @@ def sign_in(request: HttpRequest) -> HttpResponse:
 
 
 def arrive(request: HttpRequest, passkey: Authenticator, redirect_url: str | None = None) -> HttpResponse:
-    """Open a session for whom `webauthn.shown` has found; for page and app."""
+    """Open a session for whom `webauthn.shown` has found; for page and app. Whoever was in is not any more."""
+    if request.user.is_authenticated:
+        get_adapter().logout(request)
     record_authentication(request, passkey.user, "mfa", id=passkey.pk, type=passkey.type, passwordless=True)
     return perform_login(request, PendingLogin(user=passkey.user, redirect_url=redirect_url))
 

@@ -6,6 +6,7 @@ from uuid import UUID
 from allauth.account.internal.stagekit import clear_login
 from allauth.account.stages import LoginStage
 from allauth.core.internal.httpkit import headed_redirect_response
+from django.http import HttpRequest
 
 from caplai.service import using
 from caplai.service.using import Choice
@@ -15,6 +16,12 @@ from caplai.watch import metrics
 
 ISSUED_CASE = "issued_case"
 """The attribute of a login (in memory only) that says by which case's password it was proved."""
+
+
+def drop_pending(request: HttpRequest) -> None:
+    """Nobody is about to choose a password in this session any more."""
+    if not request.user.is_authenticated:
+        clear_login(request)
 
 
 class ChoosePasswordStage(LoginStage):

@@ -2,10 +2,11 @@
 
 from allauth.account.adapter import get_adapter
 from allauth.account.internal.flows.login import perform_password_login
-from allauth.account.internal.stagekit import clear_login
-from allauth.account.mixins import NextRedirectMixin, RedirectAuthenticatedUserMixin
+from allauth.account.internal.stagekit import clear_login, get_pending_stage
+from allauth.account.mixins import NextRedirectMixin
 from allauth.account.models import Login as PendingLogin
 from allauth.account.stages import LoginStageController
+from allauth.account.utils import get_login_redirect_url
 from django.contrib import messages
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.shortcuts import redirect, render
@@ -18,7 +19,7 @@ from caplai.service.using import Choice
 from caplai.signin import webauthn
 from caplai.signin.adapter import THROTTLED, TRY_AGAIN, put_off
 from caplai.signin.forms import ChooseForm, LoginForm
-from caplai.signin.stages import ChoosePasswordStage
+from caplai.signin.stages import ChoosePasswordStage, drop_pending
 
 
 class _FormPage(FormView):
@@ -32,17 +33,38 @@ class _FormPage(FormView):
 
 
 @method_decorator(sensitive_post_parameters("password"), name="dispatch")
-class SignIn(RedirectAuthenticatedUserMixin, NextRedirectMixin, _FormPage):
+class SignIn(NextRedirectMixin, _FormPage):
+    """What is typed here counts, and not who was about to choose a password in this browser, or is signed in: families
+    share one. Who was choosing is forgotten; who is in stays so until somebody else's password was right.
+    """
+
     template_name = "signin/login.html"
     form_class = LoginForm
+
+    def get(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
+        if request.user.is_authenticated:
+            return redirect(get_login_redirect_url(request, self.get_success_url()))
+        return super().get(request, *args, **kwargs)
+
+    def post(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
+        drop_pending(request)
+        return super().post(request, *args, **kwargs)
 
     def get_form_kwargs(self) -> dict:
         return {**super().get_form_kwargs(), "request": self.request}
 
     def get_context_data(self, **context) -> dict:
-        return super().get_context_data(passkeys=webauthn.site(self.request) is not None, **context)
+        passkeys = webauthn.site(self.request) is not None
+        return super().get_context_data(passkeys=passkeys, choosing=self._choosing(), **context)
+
+    def _choosing(self) -> str | None:
+        """The last digits of the code that this browser is about to choose a password for, if it is."""
+        stage = get_pending_stage(self.request)
+        return stage.login.user.username[-4:] if stage and stage.is_resumable(self.request) else None
 
     def form_valid(self, form: LoginForm) -> HttpResponse:
+        if self.request.user.is_authenticated:
+            get_adapter().logout(self.request)
         login = PendingLogin(user=form.user, redirect_url=self.get_success_url())
         return perform_password_login(
             self.request, {}, login
@@ -55,16 +77,25 @@ class InStage:
     stage: ChoosePasswordStage
 
     def dispatch(self, request: HttpRequest, *args, **kwargs) -> HttpResponseBase:
+        # The page names its account: that of somebody else may have come to stand in its place, from another tab.
+        of = request.POST.get("username")
         if request.user.is_authenticated:
-            return redirect("home")
+            return self.of_another("home") if of not in (None, request.user.username) else redirect("home")
         stage = LoginStageController.enter(request, ChoosePasswordStage.key)
         if stage is None:
             return self.over() if request.method == "POST" else redirect("account_login")
         if request.method != "POST" and not stage.is_resumable(request):
             clear_login(request)
             return self.over()
+        if of not in (None, stage.login.user.username):
+            return self.of_another("choose_password")
         self.stage = stage
         return super().dispatch(request, *args, **kwargs)  # type: ignore[misc]
+
+    def of_another(self, there: str) -> HttpResponse:
+        words = _("The page that you sent is of another account. Its password was not stored.")
+        messages.error(self.request, words)  # type: ignore[attr-defined]
+        return redirect(there)
 
     def over(self) -> HttpResponse:
         messages.error(

@@ -100,6 +100,7 @@ PAGES = [
     Page("sign-in", "account_login"),
     Page("sign-in-empty", "account_login", go=submit()),
     Page("sign-in-wrong", "account_login", go=submit(username="0123456789", password="nhầm rồi")),
+    Page("sign-in-choosing", "account_login", "newcomer"),
     Page("choose", "choose_password", "newcomer", also=("take_passkey", "take_passkey_options")),
     Page("choose-refused", "choose_password", "newcomer", go=lambda page: _choose(page, "12345678")),
     Page("recover", "recover"),

@@ -82,6 +82,22 @@ def test_app_from_issued_to_chosen_password(app, citizen, open_case):
     assert app.is_in
 
 
+def test_app_signs_out_before_it_signs_in_somebody_else(app, citizen, login, open_case):
+    """Whatever the password is, it is not looked at."""
+    app.sign_in(citizen.code, CHOSEN)
+    for password in ("wrong", CHOSEN, open_case().password, ""):
+        assert app.sign_in(citizen.code, password).status_code == 409
+    assert not Guess.objects.exists()
+    assert app.is_in
+
+
+def test_app_that_tries_another_password_no_longer_chooses(app, citizen, open_case):
+    opened = open_case()
+    app.sign_in(citizen.code, opened.password)
+    assert app.sign_in("9999999999", "wrong").status_code == 400
+    assert app.choose(CHOSEN).status_code == 401
+
+
 @pytest.mark.parametrize(
     "typed",
     [
@@ -172,7 +188,6 @@ def test_choosing_ends_everything_that_came_before(app, citizen, login, open_cas
 def test_nothing_but_choosing_completes_a_pending_sign_in(browser, app, citizen, open_case, path):
     opened = open_case()
     sign_in(browser, citizen.code, opened.password)
-    assert browser.get("/login/")["Location"] == "/choose-password/"
     answer = browser.get(path, headers={"X-Session-Token": browser.cookies["caplai_session"].value})
     assert answer.status_code in (302, 401)
     assert "0327xxx686" not in answer.content.decode()
