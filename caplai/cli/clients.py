@@ -21,6 +21,12 @@ def clients() -> None:
 @click.option(
     "--scope", "scopes", multiple=True, help="What it may ask for beside openid: email, phone, bhxh_code."
 )
+@click.option(
+    "--post-logout-uri",
+    "post_logout_uris",
+    multiple=True,
+    help="Where people come back to who have signed out. Exact; may be repeated.",
+)
 @click.option("--public", is_flag=True, help="An app or a page that can keep no secret.")
 @click.option("--trusted", is_flag=True, help="The agency's own: people are not asked for their consent.")
 @click.option("--introspects", is_flag=True, help="It may ask about tokens of other clients, too.")
@@ -29,6 +35,7 @@ def clients_add(
     name: str,
     redirect_uris: tuple[str, ...],
     scopes: tuple[str, ...],
+    post_logout_uris: tuple[str, ...],
     public: bool,
     trusted: bool,
     introspects: bool,
@@ -52,6 +59,7 @@ def clients_add(
                 name,
                 redirect_uris,
                 scopes,
+                post_logout_uris=post_logout_uris,
                 public=public,
                 trusted=trusted,
                 introspects=introspects,
@@ -86,12 +94,19 @@ def clients_add(
 @click.option(
     "--scope", "scopes", multiple=True, help="These and no others from now on; openid for it alone."
 )
+@click.option(
+    "--post-logout-uri",
+    "post_logout_uris",
+    multiple=True,
+    help="These and no others from now on; '' for none.",
+)
 @click.option("--sector", help="Only what it has: with another it would know nobody again.")
 def clients_change(
     client_id: str,
     name: str | None,
     redirect_uris: tuple[str, ...],
     scopes: tuple[str, ...],
+    post_logout_uris: tuple[str, ...],
     sector: str | None,
 ) -> None:
     """Change a client: what is given replaces what there is, the rest stays.
@@ -99,15 +114,20 @@ def clients_change(
     So do its id, its secret, and the name (`sub`) by which it knows each person. A scope that is taken away
     is gone from its tokens at once.
     """
-    if name is None and sector is None and not redirect_uris and not scopes:
-        raise Failure("Say what to change: --name, --redirect-uri, --scope.", WRONG_USE)
+    if name is None and sector is None and not (redirect_uris or scopes or post_logout_uris):
+        raise Failure("Say what to change: --name, --redirect-uri, --scope, --post-logout-uri.", WRONG_USE)
     with ready(load_config()):
         from caplai.portal.oidc import clients
 
         try:
             _show(
                 clients.change(
-                    client_id, name=name, redirect_uris=redirect_uris, scopes=scopes, sector=sector
+                    client_id,
+                    name=name,
+                    redirect_uris=redirect_uris,
+                    scopes=scopes,
+                    post_logout_uris=post_logout_uris,
+                    sector=sector,
                 )
             )
         except clients.Refused as refused:
@@ -159,3 +179,5 @@ def _show(client: "Client") -> None:
     click.echo(f"    scopes: {' '.join(client.get_scopes())}")
     for uri in client.get_redirect_uris():
         click.echo(f"    {uri}")
+    for uri in client.get_post_logout_redirect_uris():
+        click.echo(f"    signed out: {uri}")

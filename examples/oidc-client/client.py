@@ -2,14 +2,14 @@
 
     python client.py --issuer http://127.0.0.1:8000 --client-id … --client-secret … --port 9000
 
-Register http://127.0.0.1:9000/back for it first (README.md). It keeps its sessions in memory: it is an example.
+Register it first (README.md). It keeps its sessions in memory: it is an example.
 """
 
 import argparse
 import html
 import http.cookies
 import secrets
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlencode
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import requests
@@ -105,10 +105,13 @@ class Site:
         return f"<p id=renewed>Renewed.</p><p><a href='{self.base}'>Back</a>"
 
     def out(self, session, environ):
-        """Our session ends, and what we were given with it."""
+        """Our session ends, and what we were given with it; then the provider asks whether its own is to end, too."""
+        if "token" not in session:
+            return self.base
         self.oauth().revoke_token(self.provider["revocation_endpoint"], session["token"]["refresh_token"])
+        asked = {"id_token_hint": session["token"]["id_token"], "post_logout_redirect_uri": f"{self.base}/"}
         session.clear()
-        return self.base
+        return f"{self.provider['end_session_endpoint']}?{urlencode(asked)}"
 
     def checked(self, id_token, **more):
         """The claims of an ID token that is signed by the provider, for us, and not over."""

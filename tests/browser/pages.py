@@ -88,6 +88,11 @@ def asked_by_a_client(**changes) -> Callable[[], str]:
     return path
 
 
+def asked_to_sign_out() -> str:
+    """Where a client leads that somebody signs out of."""
+    return reverse("idp:oidc:logout") + f"?client_id={Party().id}"
+
+
 _ELSEWHERE = (
     "Mozilla/5.0 (Linux; Android 8.1.0; SM-J260G) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/96.0.4664.45"
     " Mobile Safari/537.36"
@@ -140,6 +145,8 @@ PAGES = [
     Page("client", asked_by_a_client(scope="openid email"), "owner", also=("idp:oidc:authorization",)),
     Page("client-again", asked_by_a_client(prompt="login"), "owner"),
     Page("client-operator", asked_by_a_client(), "operator", status=403),
+    Page("client-sign-out", asked_to_sign_out, "owner", also=("idp:oidc:logout",)),
+    Page("client-sign-out-operator", "/identity/o/logout", "operator"),
     Page("client-wrong", asked_by_a_client(redirect_uri="https://elsewhere.example/"), "owner"),
     Page("passkeys", "account_passkeys", "owner"),
     Page("passkeys-none", "account_passkeys", "beginner"),

@@ -12,11 +12,13 @@ import time
 from pathlib import Path
 
 import pytest
+from allauth.idp.oidc.models import Token
 from django.contrib.staticfiles.handlers import StaticFilesHandler
 from django.test import Client as Browser
 
 import caplai
 from caplai.portal.oidc import clients
+from caplai.store.models import Sitting
 from tests.portal.oidc.conftest import signing_key
 from tests.signin.conftest import CHOSEN, citizen, login, open_case, sign_in
 
@@ -38,6 +40,7 @@ def example(transactional_db, live_server, monkeypatch):
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         base = f"http://127.0.0.1:{port}"
+        registration = {"post_logout_uris": [f"{base}/"]} | registration
         client, secret = clients.add("Phòng khám Hòa Bình", [f"{base}/back"], ["phone"], **registration)
         words = [
             "--issuer",
@@ -126,9 +129,31 @@ def test_the_agencys_own_app_asks_nobody_and_who_is_in_is_in(chromium, example, 
     page.wait_for_selector("#sub")
     sub = page.inner_text("#sub")
     page.get_by_role("link", name="Sign out").click()
+    page.get_by_role("button", name="Không đăng xuất").click()
     page.get_by_role("link", name="Sign in").click()
     page.wait_for_selector("#sub")
     assert page.inner_text("#sub") == sub
+
+
+@pytest.mark.parametrize("script", [True, False], ids=["script", "no script"])
+def test_who_signs_out_there_is_asked_here_and_is_out_of_both(chromium, example, citizen, login, script):
+    site = example(trusted=True)
+    page = chromium.new_context(java_script_enabled=script).new_page()
+    blocked = []
+    page.on("console", lambda said: blocked.append(said.text) if "Content Security" in said.text else None)
+    page.goto(f"{site}/sign-in")
+    page.fill("[name=username]", citizen.code)
+    page.fill("[name=password]", CHOSEN)
+    page.locator("main form button").first.click()
+    page.wait_for_selector("#sub")
+    page.get_by_role("link", name="Sign out").click()
+    assert "Phòng khám Hòa Bình" in page.inner_text("main")
+    page.get_by_role("button", name="Đăng xuất", exact=True).click()
+    page.get_by_role("link", name="Sign in").wait_for()
+    assert page.url == f"{site}/" and not blocked
+    assert not Sitting.objects.exists() and not Token.objects.exists()
+    page.get_by_role("link", name="Sign in").click()
+    assert page.locator("[name=password]").count() == 1
 
 
 def test_who_says_no_is_back_where_they_came_from(chromium, example, citizen, login):
@@ -145,7 +170,7 @@ def test_who_says_no_is_back_where_they_came_from(chromium, example, citizen, lo
 
 def test_the_policy_holds_forms_back_elsewhere(chromium, example, citizen, login, monkeypatch):
     """Without the one source that the policy gains Chromium stays where it is: the tests above can fail."""
-    monkeypatch.setattr("caplai.portal.oidc.middleware._destination", lambda request: None)
+    monkeypatch.setattr("caplai.portal.oidc.middleware._destination", lambda *_: None)
     site = example(trusted=True)
     page = chromium.new_context().new_page()
     page.goto(f"{site}/sign-in")

@@ -28,6 +28,7 @@ def add(
     redirect_uris: Sequence[str],
     scopes: Sequence[str],
     *,
+    post_logout_uris: Sequence[str] = (),
     public: bool = False,
     trusted: bool = False,
     introspects: bool = False,
@@ -35,7 +36,8 @@ def add(
 ) -> tuple[Client, str | None]:
     """A new client, and the secret that nobody sees again (a public one has none). Raises Refused.
 
-    `scopes`: what it may ask for beside `openid`. `trusted`: people are not asked. `introspects`: it may ask about
+    `scopes`: what it may ask for beside `openid`. `post_logout_uris`: where people may be sent back to when they have
+    signed out there, and here if they like. `trusted`: people are not asked. `introspects`: it may ask about
     others' tokens, too. `sector`: clients of one sector know a person by the same `sub`; else each by one of its own.
     """
     client = Client(
@@ -48,7 +50,7 @@ def add(
     )
     if public and introspects:
         raise Refused("A public client cannot prove who it is, so it cannot ask about others' tokens.")
-    _describe(client, name, redirect_uris, scopes)
+    _describe(client, name, redirect_uris, scopes, post_logout_uris)
     client.set_grant_types(GRANTS)
     client.set_response_types([Client.ResponseType.CODE])
     secret = _new_secret(client)
@@ -62,9 +64,10 @@ def change(
     name: str | None = None,
     redirect_uris: Sequence[str] = (),
     scopes: Sequence[str] = (),
+    post_logout_uris: Sequence[str] = (),
     sector: str | None = None,
 ) -> Client:
-    """Replace what is given; the client as it is then. Raises Refused.
+    """Replace what is given; the client as it is then. An empty `post_logout_uris` is one "". Raises Refused.
 
     Id and secret stay, and with the sector every `sub`: whether a client has stored one nobody here can know, so the
     sector is for ever. Tokens and agreements have from now on what they have of the scopes that are left (grants.py).
@@ -81,8 +84,11 @@ def change(
             client.name if name is None else name,
             redirect_uris or client.get_redirect_uris(),
             scopes or client.get_scopes(),
+            [uri for uri in post_logout_uris if uri]
+            if post_logout_uris
+            else client.get_post_logout_redirect_uris(),
         )
-        client.save(update_fields=["name", "redirect_uris", "scopes"])
+        client.save(update_fields=["name", "redirect_uris", "scopes", "data"])
     return client
 
 
@@ -136,9 +142,15 @@ def _find(client_id: str) -> Client:
     return client
 
 
-def _describe(client: Client, name: str, redirect_uris: Sequence[str], scopes: Sequence[str]) -> None:
+def _describe(
+    client: Client,
+    name: str,
+    redirect_uris: Sequence[str],
+    scopes: Sequence[str],
+    post_logout_uris: Sequence[str],
+) -> None:
     """Write it into the client, whose type and trust are known. Raises Refused."""
-    for uri in redirect_uris:
+    for uri in [*redirect_uris, *post_logout_uris]:
         if problem := what_is_wrong(uri):
             raise Refused(f"{uri}: {problem}")
     if unknown := sorted(set(scopes) - set(SCOPES)):
@@ -154,6 +166,7 @@ def _describe(client: Client, name: str, redirect_uris: Sequence[str], scopes: S
     client.name = name.strip()
     client.set_redirect_uris(list(redirect_uris))
     client.set_scopes([scope for scope in SCOPES if scope == "openid" or scope in scopes])
+    client.set_post_logout_redirect_uris(list(post_logout_uris))
 
 
 def _sector(name: str) -> str:

@@ -1,7 +1,8 @@
 """Lets a form of ours end at a client: Chromium holds the redirects after a form's POST to `form-action`, too.
 
-The pages that lead to a client are its consent, and the sign-in with its stages while an authorization request waits
-behind them. Only on these, only where the request names a client and a redirect URI of its, that one origin is added.
+The pages that lead to a client are its consent, the sign-in with its stages while an authorization request waits behind
+them, and the question whether to sign out. Only on these, only where the request names a client and an address of its,
+that one origin is added.
 """
 
 from collections.abc import Callable
@@ -26,13 +27,25 @@ class FormAction:
     def __call__(self, request: HttpRequest) -> HttpResponse:
         response = self.get_response(request)
         is_page = response.get("Content-Type", "").startswith("text/html")
-        if is_page and _OURS in (policy := response.get(_POLICY, "")) and (source := _destination(request)):
+        if (
+            is_page
+            and _OURS in (policy := response.get(_POLICY, ""))
+            and (source := _destination(request, response))
+        ):
             response[_POLICY] = policy.replace(_OURS, f"{_OURS} {source}")
         return response
 
 
-def _destination(request: HttpRequest) -> str | None:
+def leading_to(response: HttpResponse, url: str | None) -> HttpResponse:
+    """Let the page's forms lead to this address of a client's, which was compared with what it registered."""
+    response.leads_to = url
+    return response
+
+
+def _destination(request: HttpRequest, response: HttpResponse) -> str | None:
     """Where the page's forms may lead beyond us, as a source of a policy; None: nowhere."""
+    if url := getattr(response, "leads_to", None):
+        return source_of(url)
     authorize = reverse("idp:oidc:authorization")
     for url in _waiting(request):
         if not isinstance(url, str) or not url.startswith(f"{authorize}?"):

@@ -8,6 +8,7 @@ from django.urls import include, path
 from caplai.portal.oidc import agreements, views
 from caplai.portal.oidc.adapter import load_key
 from caplai.portal.oidc.cors import for_pages
+from caplai.portal.oidc.logout import Logout
 from caplai.portal.oidc.validator import Validator
 
 # allauth has no settings for these; its version is pinned, and a test asks that it has ours. Here and not where Django
@@ -19,6 +20,7 @@ _PATTERNS = [
     path(".well-known/openid-configuration", views.configuration, name="configuration"),
     path(".well-known/jwks.json", jwks, name="jwks"),
     path("identity/o/authorize", views.Authorize.as_view(), name="authorization"),
+    path("identity/o/logout", Logout.as_view(), name="logout"),
     path("identity/o/api/token", for_pages(views.Token.as_view()), name="token"),
     path("identity/o/api/userinfo", for_pages(user_info), name="userinfo"),
     path("identity/o/api/revoke", for_pages(views.Revoke.as_view()), name="revoke"),

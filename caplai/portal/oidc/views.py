@@ -37,6 +37,7 @@ def configuration(request: HttpRequest) -> JsonResponse:
             "authorization_endpoint": base + reverse("idp:oidc:authorization"),
             "token_endpoint": base + reverse("idp:oidc:token"),
             "userinfo_endpoint": base + reverse("idp:oidc:userinfo"),
+            "end_session_endpoint": base + reverse("idp:oidc:logout"),
             "jwks_uri": base + reverse("idp:oidc:jwks"),
             "revocation_endpoint": base + reverse("idp:oidc:revoke"),
             "introspection_endpoint": base + reverse("idp:oidc:introspect"),

@@ -77,14 +77,20 @@ def test_a_client_is_changed_and_stays_who_it_is(caplai):
         before.data,
         before.type,
     )
-    assert caplai("change", before.id, "--scope", "openid").exit_code == 0
+    done = caplai("change", before.id, "--scope", "openid", "--post-logout-uri", "https://moi.example.vn/")
+    assert "signed out: https://moi.example.vn/" in done.output
     assert Client.objects.get().get_scopes() == ["openid"]
+    assert caplai("change", before.id, "--name", "Mới").exit_code == 0
+    assert Client.objects.get().get_post_logout_redirect_uris() == ["https://moi.example.vn/"]
+    assert caplai("change", before.id, "--post-logout-uri", "").exit_code == 0
+    assert Client.objects.get().get_post_logout_redirect_uris() == []
 
 
 WRONG_CHANGES = [
     ((), "Say what to change"),
     (("--redirect-uri", "http://clinic.example.vn/back"), "must be https"),
     (("--redirect-uri", "vn.example.app:/back"), "nobody would be asked"),
+    (("--post-logout-uri", "javascript:alert(1)"), "turned round"),
     (("--scope", "profile"), "no scope profile"),
     (("--name", " "), "1 to 60 characters"),
     (("--sector", "health"), "know nobody again"),

@@ -41,7 +41,7 @@ def test_discovery_names_what_there_is_and_nothing_else(browser):
     for name, url in found.items():
         if name.endswith(("_endpoint", "_uri")):
             assert browser.get(url.removeprefix("http://testserver")).status_code != 404, name
-    for path in ("device", "logout", "api/device/code", "api/clients"):
+    for path in ("device", "api/device/code", "api/clients"):
         assert browser.get(f"/identity/o/{path}").status_code == 404
 
 
@@ -301,8 +301,9 @@ def test_no_code_token_or_secret_is_logged(inside, citizen, party, caplog):
     code = agree(inside, clinic.asks())["code"]
     tokens = clinic.exchange(code).json()
     clinic.refresh(tokens["refresh_token"])
+    inside.get("/identity/o/logout", {"id_token_hint": tokens["id_token"]})
     logged = "\n".join(f"{record.getMessage()} {record.__dict__}" for record in caplog.records)
-    assert "identity/o/authorize" in logged
+    assert "identity/o/authorize" in logged and "identity/o/logout" in logged
     for secret in (code, *tokens.values(), clinic.secret, "code_challenge", citizen.code):
         assert str(secret) not in logged or secret in ("Bearer", "openid", tokens["expires_in"])
 
@@ -336,6 +337,8 @@ def test_redirect_uris_that_the_agency_cannot_register(db):
     for uri in NO_PLACES:
         with pytest.raises(clients.Refused):
             clients.add("Phòng khám", [uri], [])
+        with pytest.raises(clients.Refused):
+            clients.add("Phòng khám", [BACK], [], post_logout_uris=[uri])
 
 
 def test_the_policy_lets_forms_end_at_the_waiting_client_alone(browser, citizen, login, open_case, party):
