@@ -152,13 +152,14 @@ def accounts_hold_list() -> None:
 def accounts_hold_lift(code: str, by: str) -> None:
     """Let the account CODE (ten digits) be re-issued again, for a person whom you have seen.
 
-    Nothing that was ended comes back: the person texts for a new password. Correct the registered phone
-    first if it is not theirs any more.
+    Nothing that was ended comes back, and what the report left (passkeys, young addresses) goes: the person
+    texts for a new password. Correct the registered phone first if it is not theirs any more.
     """
     with ready(load_config()):
+        from caplai.portal.report import end_the_rest
         from caplai.service.report import lift
 
-        if not lift(code, by):
+        if not lift(code, by, end_the_rest):
             raise Failure("This account is not held. See: caplai accounts hold list")
         click.echo("Lifted. The person can text for a new password now.")
 

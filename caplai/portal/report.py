@@ -1,5 +1,7 @@
 """Where somebody says "this was not me": by the link of a mail, or by somebody who is signed in. Only a POST acts."""
 
+from datetime import datetime
+
 from allauth.account.adapter import get_adapter
 from allauth.mfa.models import Authenticator
 from django.http import HttpRequest, HttpResponse
@@ -42,9 +44,10 @@ def signed_in(request: HttpRequest) -> HttpResponse:
     return render(request, "portal/report.html", {"end": code[-4:], "signed_in": True})
 
 
-def end_the_rest(login: Login) -> None:
-    """End what opens an account and is in tables of others: its passkeys."""
-    Authenticator.objects.filter(user=login).delete()
+def end_the_rest(login: Login, after: datetime | None) -> None:
+    """End what opens an account and is in tables of others: its passkeys that were made after that, or all."""
+    made = Authenticator.objects.filter(user=login)
+    (made.filter(created_at__gt=after) if after else made).delete()
 
 
 def _done(request: HttpRequest, code: str) -> HttpResponse:

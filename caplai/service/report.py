@@ -4,9 +4,12 @@ By a signed-in session, or by the link in a notice that went to an address older
 yesterday may be the one who is reported. The link's token (domain/capability.py) is good for reporting alone, and a
 page acts on nothing but a POST, so that what opens links in mails (scanners, previews) does nothing.
 
-What ends: the open case, the password (chosen or taken over), all sessions and remembered devices, addresses that are
-younger than a week, and what `also` ends (passkeys, tokens: their tables are not ours). What stays is the registered
-phone, which the agency knows. Until the counter has seen the person nothing is issued (policy.Outcome.HELD).
+What ends: the open case, the password (chosen or taken over), all sessions and remembered devices, the login itself.
+Addresses younger than a week are removed, and what `also` ends (passkeys: their table is not ours). But whoever got
+hold of the phone may be the one who reports. So every address is told first; and within a day of a re-issue
+(cooling.py) nothing is removed but what came after it. What is left opens nothing, for the login is off, and goes when
+the counter lifts the hold: then it is the owner who is there, and begins anew. What stays is the registered phone and
+the agency's address. Until the counter has seen the person nothing is issued (policy.Outcome.HELD).
 """
 
 import logging
@@ -22,6 +25,7 @@ from django.db.models.functions import Now
 
 from caplai.domain import capability, msisdn
 from caplai.service import notices
+from caplai.service.cooling import COOLING, cooling_until
 from caplai.service.credentials import lock, login_of
 from caplai.service.notices import LABEL, YOUNG
 from caplai.store.models import (
@@ -89,12 +93,18 @@ def is_held(code: str) -> bool:
     return Hold.objects.filter(account=code, lifted_at__isnull=True).exists()
 
 
-def report(
-    code: str, by: str, case_id: UUID | None = None, also: Callable[[Login], object] = lambda login: None
-) -> bool:
+Also = Callable[[Login, datetime | None], object]
+"""Ends what is not ours to end: of this login, what was made after this moment; None: all of it."""
+
+
+def _nothing(login: Login, after: datetime | None) -> None:
+    pass
+
+
+def report(code: str, by: str, case_id: UUID | None = None, also: Also = _nothing) -> bool:
     """End all that opens the account, and hold it, in one transaction; False if it was held already.
 
-    `by`: BY_MAIL or BY_SESSION. `case_id`: what was reported, if it is known. `also` ends what is not ours to end.
+    `by`: BY_MAIL or BY_SESSION. `case_id`: what was reported, if it is known.
     """
     with transaction.atomic():
         lock(code)
@@ -110,14 +120,13 @@ def report(
         login.password, login.stamp, login.is_active = make_password(None), new_stamp(), False
         login.save(update_fields=["password", "stamp", "is_active"])
         Device.objects.filter(login=login).delete()
-        also(login)
-        Hold.objects.create(account=code, by=by, case_id=case_id, switched_off=was_on)
-        # Told to who is older than a week only, and to nobody whom the reported one may have brought in.
-        young = Address.objects.filter(account=code, removed_at__isnull=True).exclude(
-            confirmed_at__lt=Now() - YOUNG
-        )
-        young.update(removed_at=Now())
         notices.tell(code, "reported")
+        hold = Hold.objects.create(account=code, by=by, case_id=case_id, switched_off=was_on)
+        until = cooling_until(code)
+        used = until and until - COOLING
+        hold.refresh_from_db(fields=["since"])
+        _remove_since(code, used or hold.since - YOUNG)
+        also(login, used)
         Event.objects.create(kind=REPORTED, login_id=login.pk, case_id=case_id, data={"by": by})
     metrics.reports.labels(by).inc()
     log.warning(
@@ -126,10 +135,17 @@ def report(
     return True
 
 
-def lift(code: str, by: str) -> bool:
+def _remove_since(code: str, at: datetime) -> None:
+    """Remove the addresses that were confirmed after that, and those that are not confirmed."""
+    there = Address.objects.filter(account=code, removed_at__isnull=True)
+    there.exclude(confirmed_at__lte=at).update(removed_at=Now())
+
+
+def lift(code: str, by: str, also: Also = _nothing) -> bool:
     """Let an account be re-issued again, for a person whom the counter has seen; False if it was not held.
 
-    `by`: who lifts it, for the record. The old password and passkeys do not come back: the person texts for a new one.
+    `by`: who lifts it, for the record. What the report left goes now: passkeys, and addresses that were younger than a
+    week when it came. Neither they nor the old password come back: the person texts for a new one.
     """
     with transaction.atomic():
         lock(code)
@@ -138,9 +154,12 @@ def lift(code: str, by: str) -> bool:
             return False
         Hold.objects.filter(pk=hold.pk).update(lifted_at=Now(), lifted_by=by)
         logins = Login.objects.filter(account=code)
+        notices.tell(code, "hold_lifted")
+        _remove_since(code, hold.since - YOUNG)
+        for login in logins:
+            also(login, None)
         if hold.switched_off:
             logins.update(is_active=True)
-        notices.tell(code, "hold_lifted")
         Event.objects.create(
             kind=LIFTED,
             login_id=logins.values_list("pk", flat=True).first(),

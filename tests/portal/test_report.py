@@ -205,6 +205,46 @@ def test_an_import_does_not_bring_back_a_password_that_a_report_ended(conn, post
     assert guess(citizen.code, OLD_PASSWORD) is Guessed.WRONG and not Login.objects.exists()
 
 
+def test_a_report_within_a_day_of_a_re_issue_leaves_what_was_there_before_to_the_counter(
+    post, lan, open_case, monkeypatch
+):
+    """Whoever has the phone re-issues, and reports: what the owner had is to be there, and to hear of it."""
+    now = timezone.now()
+    open_case()
+    Case.objects.update(ended_at=now - timedelta(hours=3), ended_as="used")
+    Address.objects.create(account=lan.username, email="thief@example.com", confirmed_at=now)
+    Address.objects.create(account=lan.username, email="waits@example.com")
+    for name, at in (("Máy cũ", now - timedelta(days=2)), ("Máy mới", now)):
+        kind = Authenticator.Type.WEBAUTHN
+        Authenticator.objects.create(user=lan, type=kind, data={"name": name}, created_at=at)
+    thief = Client()
+    sign_in(thief, lan.username, CHOSEN)
+    assert "Tài khoản đã khóa" in thief.post("/account/report/").content.decode()
+
+    def left():
+        return set(Address.objects.filter(removed_at__isnull=True).values_list("email", flat=True))
+
+    told = ("lan@example.vn", OLD, "young@example.com", "thief@example.com")
+    for email in told:
+        assert "Tài khoản đã khóa" in str(post.newest(email)["Subject"]), email
+    assert left() == {OLD, "young@example.com"}
+    assert [each.wrap().name for each in Authenticator.objects.all()] == ["Máy cũ"]
+    client = Client()
+    sign_in(client, lan.username, CHOSEN)
+    assert not is_in(client)
+
+    Address.objects.filter(email=OLD).update(confirmed_at=now - timedelta(days=8))
+    monkeypatch.setattr(accounts, "ready", lambda config: nullcontext())
+    monkeypatch.setattr(accounts, "load_config", lambda: None)
+    lifted = CliRunner().invoke(accounts.accounts_hold_lift, [lan.username, "--by", "Thu Ha"])
+    assert lifted.exit_code == 0, lifted.output
+    for email in ("lan@example.vn", OLD, "young@example.com"):
+        assert "được mở lại" in str(post.newest(email)["Subject"])
+    assert "được mở lại" not in str(post.newest("thief@example.com")["Subject"])
+    assert left() == {OLD}
+    assert not Authenticator.objects.exists()
+
+
 def test_who_never_signed_in_gets_in_after_the_counter(post, citizen):
     report.report(citizen.code, report.BY_MAIL)
     assert not Login.objects.get().is_active
