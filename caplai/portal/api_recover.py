@@ -1,6 +1,5 @@
 """The app's endpoints of a forgotten password: the pages of recover.py by the same verbs. docs/app-api.md."""
 
-from datetime import datetime
 from typing import Annotated, ClassVar
 
 from allauth.headless.base.response import AuthenticationResponse
@@ -12,20 +11,11 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from caplai.domain.otp import Channel, Sending
-from caplai.domain.policy import Outcome
 from caplai.portal import recover
-from caplai.portal.recover import (
-    SECRET,
-    LinkForm,
-    OtpForm,
-    SendForm,
-    asker,
-    say_decided,
-    say_not_sent,
-    say_over,
-)
+from caplai.portal.recover import SECRET, LinkForm, OtpForm, SendForm, asker
+from caplai.portal.recover_said import say_decided, say_not_sent, say_over
 from caplai.service import forgotten
-from caplai.service.forgotten import Proof, Standing
+from caplai.service.forgotten import Came, Proof, Standing
 from caplai.signin.adapter import put_off
 from caplai.signin.answers import Time, shape
 from caplai.signin.api import Endpoint
@@ -188,11 +178,11 @@ class FromLink(Endpoint):
             rules=recover.rules(),
             secret=request.session.get(SECRET),
         )
-        if found.proof is not Proof.DONE or found.decided is None:
+        if found.proof is not Proof.DONE or found.came is None:
             return _over(request)
         if (response := recover.choose(request, found)) is not None:
             return AuthenticationResponse.from_response(request, response)
-        return APIResponse(request, data={"request": _came(found.decided, found.until, by_text=False)})
+        return APIResponse(request, data={"request": _came(found.came)})
 
 
 def _stands(request: HttpRequest, standing: Standing | None) -> HttpResponse:
@@ -201,7 +191,7 @@ def _stands(request: HttpRequest, standing: Standing | None) -> HttpResponse:
 
 def _tell(standing: Standing) -> RecoveryRequest:
     return {
-        **_came(standing.decided, standing.until, by_text=standing.by_text),
+        **_came(standing.came),
         "channel": standing.channel,
         "expires_at": standing.expires_at.isoformat(),
         "again_at": standing.again_at.isoformat() if standing.again_at else None,
@@ -210,11 +200,14 @@ def _tell(standing: Standing) -> RecoveryRequest:
     }
 
 
-def _came(decided: Outcome | None, until: datetime | None, *, by_text: bool) -> RecoveryOutcome:
+def _came(came: Came | None) -> RecoveryOutcome:
+    if came is None:
+        return {"outcome": None, "title": None, "until": None}
+    said = say_decided(came)
     return {
-        "outcome": str(decided) if decided else None,
-        "title": str(say_decided(decided, "", by_text).title) if decided else None,
-        "until": until.isoformat() if until else None,
+        "outcome": str(came.decided),
+        "title": str(said.title),
+        "until": came.until.isoformat() if came.until else None,
     }
 
 

@@ -6,20 +6,18 @@ The browser's session keeps a random secret, and no code: `service/forgotten.py`
 """
 
 import itertools
-from dataclasses import dataclass
-from datetime import datetime
 
 import qrcode
 from allauth.account.adapter import get_adapter
 from allauth.account.internal.flows.login import perform_password_login
 from allauth.account.models import Login as PendingLogin
+from allauth.account.stages import LoginStageController
 from django import forms
 from django.conf import settings
 from django.contrib import messages
 from django.core.exceptions import ValidationError
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
-from django.utils import timezone
 from django.utils.decorators import method_decorator
 from django.utils.html import format_html
 from django.utils.module_loading import import_string
@@ -31,9 +29,9 @@ from django.views.generic.edit import FormView
 from caplai.domain import otp
 from caplai.domain.grammar import CODE_LENGTH, code_of
 from caplai.domain.otp import Budgets, Channel, Sending
-from caplai.domain.policy import GRANTED, Outcome
 from caplai.domain.replies import bind_to_origin, prepare
 from caplai.portal.forms import OneTimeInput
+from caplai.portal.recover_said import Said, say_decided, say_not_sent, say_over
 from caplai.service import forgotten
 from caplai.service.forgotten import Asker, Proof, Proved, Rules
 from caplai.signin import backend
@@ -41,7 +39,7 @@ from caplai.signin.adapter import put_off
 from caplai.signin.context import how_to_get_a_password
 from caplai.signin.forms import NO_NULLS
 from caplai.signin.middleware import network
-from caplai.signin.stages import ISSUED_CASE
+from caplai.signin.stages import ISSUED_CASE, PROVED_OTHERWISE, ChoosePasswordStage
 
 SECRET = "recovery"  # noqa: S105 - its name
 """What the session keeps of a request, and nothing else: 256 random bits, of which the database has a hash."""
@@ -209,97 +207,6 @@ STATUS = {Proof.THROTTLED: 429, Proof.TRY_AGAIN: 503}
 """Of an OTP that was not looked at."""
 
 
-# --- what is said ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Said:
-    """A page of words alone."""
-
-    title: str
-    text: str
-    again: bool = False
-    """Whether beginning anew is worth a button."""
-    others: bool = True
-    """Whether the other ways are offered."""
-
-
-def say_not_sent(sending: Sending) -> Said:
-    """Why no OTP goes out: the same for every code."""
-    match sending:
-        case Sending.TOO_MANY:
-            return Said(
-                _("Too many codes for today"),
-                _(
-                    "For this social insurance code, or from the network that you are on, one-time codes were asked for"
-                    " too often. No more are sent today."
-                ),
-            )
-        case Sending.CLOSED:
-            return Said(
-                _("The service is closed for now"),
-                _(
-                    "Passwords are not given again at the moment. Try again later, or go to the nearest office."
-                ),
-                others=False,
-            )
-    return Said(
-        _("Too many people are asking just now"),
-        _("We cannot send one-time codes at the moment. Try again in an hour, or take another way."),
-    )
-
-
-def say_over() -> Said:
-    return Said(
-        _("This one-time code is over"),
-        _(
-            "Its time is up, it was used, or there were too many wrong tries. Begin again, and you get a new one."
-        ),
-        again=True,
-    )
-
-
-def say_decided(decided: Outcome, until: str, by_text: bool) -> Said:
-    """After the proof: what came of it."""
-    if decided in GRANTED:
-        return Said(
-            _("Look at your phone"),
-            _(
-                "A message with a new password comes to your registered phone within a minute. Sign in with it, then"
-                " choose a password of your own."
-            ),
-            others=False,
-        )
-    if decided is Outcome.OVER_LIMIT:
-        if by_text:
-            text = _(
-                "You got as many new passwords for free as there are for now. The next free one is there after"
-                " %(time)s. Until then, text for one."
-            )
-        else:
-            text = _(
-                "You got as many new passwords as there are for now. The next one is there after %(time)s. If you"
-                " cannot wait, go to the nearest office."
-            )
-        return Said(_("No more for free just now"), text % {"time": until}, others=by_text)
-    if decided is Outcome.HELD:
-        return Said(
-            _("This account is locked"),
-            _(
-                "Somebody reported that it was not its owner who asked. To open it again, come to an office of the"
-                " agency with your identity card."
-            ),
-            others=False,
-        )
-    if decided is Outcome.CLOSED:
-        return say_not_sent(Sending.CLOSED)
-    return Said(
-        _("This did not work"),
-        _("Your account or its phone number has just been changed. Go to the nearest office."),
-        others=False,
-    )
-
-
 # --- the pages -------------------------------------------------------------------------------------
 
 
@@ -350,7 +257,7 @@ class Otp(FormView):
         standing = forgotten.look(request.session.get(SECRET), rules=rules())
         if standing is None:
             return redirect("recover")
-        if standing.decided is not None:
+        if standing.came is not None:
             return redirect("recover_done")
         if standing.over:
             return _say(request, say_over())
@@ -396,8 +303,8 @@ class FromLink(FormView):
             return _say(self.request, say_over())
         if (response := choose(self.request, found)) is not None:
             return response
-        assert found.decided is not None
-        return _say(self.request, say_decided(found.decided, _moment(found.until), found.by_text))
+        assert found.came is not None
+        return _say(self.request, say_decided(found.came))
 
 
 def again(request: HttpRequest) -> HttpResponse:
@@ -419,14 +326,11 @@ def again(request: HttpRequest) -> HttpResponse:
 def done(request: HttpRequest) -> HttpResponse:
     """What comes next, for the browser that proved the OTP."""
     standing = forgotten.look(request.session.get(SECRET), rules=rules())
-    if standing is None or standing.decided is None:
+    if standing is None or standing.came is None:
         return redirect("recover")
-    said = say_decided(standing.decided, _moment(standing.until), standing.by_text)
-    return _say(request, said, signs_in=standing.decided in GRANTED)
-
-
-def _moment(time: datetime | None) -> str:
-    return timezone.localtime(time).strftime("%H:%M %d/%m/%Y") if time else ""
+    if standing.came.chooses and LoginStageController.enter(request, ChoosePasswordStage.key) is not None:
+        return redirect("choose_password")
+    return _say(request, say_decided(standing.came))
 
 
 def choose(request: HttpRequest, found: Proved) -> HttpResponse | None:
@@ -439,6 +343,7 @@ def choose(request: HttpRequest, found: Proved) -> HttpResponse | None:
     if request.user.is_authenticated:
         get_adapter().logout(request)
     setattr(found.login, ISSUED_CASE, found.case_id)
+    setattr(found.login, PROVED_OTHERWISE, True)
     return perform_password_login(request, {}, PendingLogin(user=found.login))
 
 

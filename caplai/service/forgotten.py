@@ -70,7 +70,7 @@ class Proof(Enum):
     """What `prove` found."""
 
     DONE = "done"
-    """The OTP was right; `decided` says what came of it."""
+    """The OTP was right; `came` says what of it."""
     WRONG = "wrong"
     """Not the OTP, for whatever reason; `tries` are left."""
     OVER = "over"
@@ -96,6 +96,20 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
+class Came:
+    """What came of a right proof, for who gave it, and nobody else."""
+
+    decided: Outcome
+    code: str
+    """The account's."""
+    chooses: bool
+    """With a grant: a password is chosen on the spot, and none goes to the phone."""
+    until: datetime | None = None
+    """With OVER_LIMIT: until when; and whether a text would be answered now."""
+    by_text: bool = False
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class Standing:
     """How a request stands, for the browser that made it. It is the same for codes known and unknown."""
 
@@ -106,10 +120,8 @@ class Standing:
     tries: int
     """How many are left."""
     over: bool
-    decided: Outcome | None
-    """After the proof: what the re-issue said."""
-    until: datetime | None
-    by_text: bool
+    came: Came | None
+    """None until it is proved here."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -117,14 +129,11 @@ class Proved:
     """An outcome with what belongs to it. `login` and `case_id`: to choose a password on the spot."""
 
     proof: Proof
-    decided: Outcome | None = None
+    came: Came | None = None
     tries: int = 0
     retry_at: datetime | None = None
     login: Login | None = None
     case_id: UUID | None = None
-    until: datetime | None = None
-    """With OVER_LIMIT: until when; and whether a text would be answered now."""
-    by_text: bool = False
 
 
 def ask(
@@ -214,7 +223,6 @@ def look(secret: str | None, *, rules: Rules) -> Standing | None:
             return None
         now = now_of(conn)
     alive = row.seems_alive(now)
-    tells = row.ended_as == PROVED
     may_again = row.asks < rules.budgets.sends and alive
     return Standing(
         channel=row.channel,
@@ -222,9 +230,7 @@ def look(secret: str | None, *, rules: Rules) -> Standing | None:
         again_at=row.asked_at + rules.budgets.pause if may_again else None,
         tries=otp.TRIES - row.tries,
         over=not alive,
-        decided=Outcome(row.outcome) if row.outcome and tells else None,
-        until=row.until if tells else None,
-        by_text=bool(row.by_text and tells),
+        came=_came(row, rules) if row.ended_as == PROVED else None,
     )
 
 
@@ -478,7 +484,7 @@ def _count_wrong(conn: psycopg.Connection, row: Row, facts: Facts, asker: Asker)
 
 def _reissue(conn: psycopg.Connection, row: Row, facts: Facts, rules: Rules, proved: str) -> Proved:
     assert facts.phone is not None
-    phone, chooses = facts.phone, rules.choose_at_once or row.channel is Channel.EMAIL
+    phone, chooses = facts.phone, rules.chooses(row.channel)
     family = conn.execute("select count(*) from account where phone = %s", [phone]).fetchone()
     assert family is not None
     request = Request(
@@ -513,9 +519,14 @@ def _reissue(conn: psycopg.Connection, row: Row, facts: Facts, rules: Rules, pro
         ).fetchone()
         assert found is not None
         case_id = found[0]
-    return Proved(
-        Proof.DONE, decision.outcome, login=login, case_id=case_id, until=decision.until, by_text=by_text
-    )
+    came = Came(decision.outcome, row.code, chooses, decision.until, by_text)
+    return Proved(Proof.DONE, came, login=login, case_id=case_id)
+
+
+def _came(row: Row, rules: Rules) -> Came | None:
+    if row.outcome is None:
+        return None
+    return Came(Outcome(row.outcome), row.code, rules.chooses(row.channel), row.until, bool(row.by_text))
 
 
 def _would_be_granted(conn: psycopg.Connection, code: str, phone: str, rules: Rules) -> bool:

@@ -44,6 +44,10 @@ class Rules:
         """Whether any link takes messages that answer none; whether there is a mail server."""
         return mail.is_on() if channel is Channel.EMAIL else self.reissue.mt_link is not None
 
+    def chooses(self, channel: Channel) -> bool:
+        """Whether the proof leads to choosing a password on the spot, and none is sent to the phone."""
+        return self.choose_at_once or channel is Channel.EMAIL
+
     def lasts(self, channel: Channel) -> timedelta:
         return self.mail_lifetime if channel is Channel.EMAIL else self.lifetime
 

@@ -16,6 +16,8 @@ from caplai.watch import metrics
 
 ISSUED_CASE = "issued_case"
 """The attribute of a login (in memory only) that says by which case's password it was proved."""
+PROVED_OTHERWISE = "proved_otherwise"
+"""Likewise: true where nobody typed that password, but a one-time code or the link of an e-mail proved who it is."""
 
 
 def drop_pending(request: HttpRequest) -> None:
@@ -33,7 +35,8 @@ class ChoosePasswordStage(LoginStage):
     def handle(self):
         case_id = getattr(self.login.user, ISSUED_CASE, None)
         if case_id is not None:
-            self.state.update(case=str(case_id), attempt=secrets.token_hex(8))
+            typed = not getattr(self.login.user, PROVED_OTHERWISE, False)
+            self.state.update(case=str(case_id), attempt=secrets.token_hex(8), typed=typed)
             # A session key that somebody planted before must not be worth a pending sign-in.
             self.request.session.cycle_key()
         if "case" not in self.state:
@@ -43,6 +46,11 @@ class ChoosePasswordStage(LoginStage):
     def is_resumable(self, request) -> bool:
         """Whether the page is worth showing: the case is still open."""
         return using.is_choosable(self.login.user, UUID(self.state["case"]))
+
+    @property
+    def is_typed(self) -> bool:
+        """Whether the person typed an issued password to come here."""
+        return self.state.get("typed", True)
 
     def choose(self, password: str) -> Choice:
         """Store the password. CHOSEN: call `exit()` next; ENDED: the pending sign-in is over."""

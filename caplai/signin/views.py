@@ -119,7 +119,9 @@ class ChoosePassword(InStage, _FormPage):
     def get_context_data(self, **context) -> dict:
         login = self.stage.login.user
         passkeys = webauthn.site(self.request) is not None and not webauthn.is_full(login)
-        return super().get_context_data(code=login.username, passkeys=passkeys, **context)
+        return super().get_context_data(
+            code=login.username, passkeys=passkeys, typed=self.stage.is_typed, **context
+        )
 
     def form_valid(self, form: ChooseForm) -> HttpResponse:
         match self.stage.choose(form.cleaned_data["new_password"]):

@@ -33,7 +33,7 @@ WORDS = {
         "wrong": "Tries left: 2.",
         "again": "Send it once more",
         "wait": "Please wait a minute",
-        "look": "Look at your phone",
+        "look": "Check your phone",
         "sign in": "Sign in",
         "password": "Password",
     },

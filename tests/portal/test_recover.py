@@ -67,10 +67,11 @@ def test_from_the_sign_in_page_to_a_new_password(browser, lan):
     [(_, text)] = read_phone()
     page = browser.post("/recover/otp/", {"otp": otp_of(text)}, follow=True)
     assert page.redirect_chain == [("/recover/done/", 302)]
-    assert "Look at your phone" in page.content.decode()
+    assert "Check your phone" in page.content.decode()
     [(_, text)] = read_phone()
     page = browser.post("/login/", {"username": lan.code, "password": text[-6:]}, follow=True)
     assert page.redirect_chain[-1] == ("/choose-password/", 302)
+    assert "The password from the message only opens this page." in page.content.decode()
     assert browser.get("/recover/otp/", follow=True).redirect_chain == [("/recover/done/", 302)]  # reloaded
 
 
@@ -152,7 +153,7 @@ def test_digits_may_be_in_groups_or_full_width(browser, lan, form):
     otp = otp_of(read_phone()[0][1])
     typed = form.format(otp[:3], "".join(chr(ord(digit) + 0xFEE0) for digit in otp[3:]))
     page = browser.post("/recover/otp/", {"otp": typed}, follow=True)
-    assert "Look at your phone" in browser.get("/recover/done/?lang=en").content.decode(), page.content
+    assert "Check your phone" in browser.get("/recover/done/?lang=en").content.decode(), page.content
 
 
 def test_a_code_that_is_none_is_told_at_once(browser, db):
@@ -180,18 +181,24 @@ def test_the_free_limit_is_told_after_the_proof_with_the_other_way(use, browser,
         Case.objects.update(ended_at="2026-01-01T00:00Z", ended_as="used")
     start(browser, lan.code)
     page = browser.post("/recover/otp/?lang=en", {"otp": otp_of(read_phone()[0][1])}, follow=True)
-    assert "No more for free just now" in page.content.decode()
+    assert "No more free ones for now" in page.content.decode()
     assert 'href="sms:8079' in page.content.decode()
 
 
 def test_where_the_agency_wants_it_a_password_is_chosen_on_the_spot(use, browser, lan):
     use(choose_at_once=True)
     start(browser, lan.code)
-    page = browser.post("/recover/otp/", {"otp": otp_of(read_phone()[0][1])}, follow=True)
+    page = browser.post("/recover/otp/?lang=en", {"otp": otp_of(read_phone()[0][1])}, follow=True)
     assert page.redirect_chain == [("/choose-password/", 302)]
+    page = browser.get("/recover/done/", follow=True)
+    assert page.redirect_chain == [("/choose-password/", 302)]
+    assert "Set a password that you will use from now on." in page.content.decode()
+    assert "the message" not in page.content.decode() and "sms:8079" not in page.content.decode()
     page = browser.post("/choose-password/", {"new_password": PASSWORD}, follow=True)
     assert lan.code in page.content.decode() and read_phone() == []
     assert Client().post("/login/", {"username": lan.code, "password": PASSWORD}).status_code == 302
+    late = browser.get("/recover/done/?lang=en").content.decode()
+    assert "<h1>Set a new password</h1>" in late and "your registered phone" not in late
     assert Case.objects.get().ended_as == "used"
 
 

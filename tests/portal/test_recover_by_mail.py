@@ -62,8 +62,10 @@ def test_the_link_opens_the_page_that_chooses_a_password_in_whatever_browser(bro
     for _ in range(2):  # a second time, for the first one may have been a mail program's
         other = Client()
         assert 'name="token"' in other.get("/recover/link/").content.decode()
-        page = other.post("/recover/link/", {"token": token}, follow=True)
+        page = other.post("/recover/link/?lang=en", {"token": token}, follow=True)
         assert page.redirect_chain == [("/choose-password/", 302)]
+        page = page.content.decode()
+        assert "Set a password that you will use from now on." in page and "from the message" not in page
     case = Case.objects.get()
     assert (case.channel, case.texts) == ("email", 0) and read_phone() == []
     other.post("/choose-password/", {"new_password": PASSWORD}, follow=True)
@@ -71,7 +73,7 @@ def test_the_link_opens_the_page_that_chooses_a_password_in_whatever_browser(bro
     assert Case.objects.get().ended_as == "used"
     for late in (Client(), other):
         page = late.post("/recover/link/?lang=en", {"token": token})
-        assert "This one-time code is over" in page.content.decode()
+        assert "This one-time code can no longer be used" in page.content.decode()
     assert not any(PASSWORD in text_of(each) for _, each in post.deliver().mails)
 
 
@@ -273,11 +275,11 @@ class TestWhoAskedWithSomebodysCode:
     def test_nothing_of_it_is_told_to_the_browser_that_asked_but_its_digits_go_on(self, rules, post, citizen):
         asked = ask(citizen.code, ASKER, secret=None, rules=rules, channel=Channel.EMAIL)
         message = post.newest(MAIL)
-        assert prove_link(token_in(message), ASKER, rules=rules).decided is Outcome.ISSUED
+        assert prove_link(token_in(message), ASKER, rules=rules).came.decided is Outcome.ISSUED
         standing = look(asked.secret, rules=rules)
-        assert (standing.decided, standing.over, standing.tries) == (None, False, 3)
-        assert prove(asked.secret, code_in(message), ASKER, rules=rules).decided is Outcome.JOINED
-        assert look(asked.secret, rules=rules).decided is Outcome.JOINED
+        assert (standing.came, standing.over, standing.tries) == (None, False, 3)
+        assert prove(asked.secret, code_in(message), ASKER, rules=rules).came.decided is Outcome.JOINED
+        assert look(asked.secret, rules=rules).came.decided is Outcome.JOINED
 
     def test_the_digits_of_a_link_that_was_used_open_nothing(self, rules, post, citizen):
         asked = ask(citizen.code, ASKER, secret=None, rules=rules, channel=Channel.EMAIL)
@@ -301,12 +303,12 @@ class TestWhoAskedWithSomebodysCode:
         second = post.newest(MAIL)
         assert token_in(second) != token_in(first)
         assert prove_link(token_in(first), ASKER, rules=rules).proof is Proof.OVER
-        assert prove(asked.secret, code_in(second), ASKER, rules=rules).decided is Outcome.ISSUED
+        assert prove(asked.secret, code_in(second), ASKER, rules=rules).came.decided is Outcome.ISSUED
 
     def test_in_the_browser_that_asked_the_link_tells_as_the_digits_do(self, rules, post, citizen):
         asked = ask(citizen.code, ASKER, secret=None, rules=rules, channel=Channel.EMAIL)
         prove_link(token_in(post.newest(MAIL)), ASKER, rules=rules, secret=asked.secret)
-        assert look(asked.secret, rules=rules).decided is Outcome.ISSUED
+        assert look(asked.secret, rules=rules).came.decided is Outcome.ISSUED
 
 
 def _without_times(body: str) -> str:

@@ -38,14 +38,14 @@ def test_the_otp_and_then_the_password_come_to_the_registered_phone(lan):
     assert to == "84327000686"
     assert text == f"Ma xac thuc (OTP) cua ban la {otp_of(text)}. Khong cung cap cho bat ky ai."
     proved = prove(asked.secret, f" {otp_of(text)[:3]} {otp_of(text)[3:]}", ASKER, rules=rules)
-    assert (proved.proof, proved.decided) == (Proof.DONE, Outcome.ISSUED)
+    assert (proved.proof, proved.came.decided) == (Proof.DONE, Outcome.ISSUED)
     [(to, text)] = read_phone()
     assert to == "84327000686"
     assert text.startswith("Cap lai mat khau thanh cong. Mat khau moi: ") and len(text) == 49
     case = Case.objects.get()
     assert (case.account, case.channel, case.texts) == (lan.code, "web", 1)
     assert prove(asked.secret, otp_of(text), ASKER, rules=rules).proof is Proof.OVER
-    assert look(asked.secret, rules=rules).decided is Outcome.ISSUED
+    assert look(asked.secret, rules=rules).came.decided is Outcome.ISSUED
 
 
 def test_the_text_names_the_account_where_the_phone_has_several(lan):
@@ -133,7 +133,7 @@ def test_again_sends_the_same_one_after_the_pause_and_three_times_at_most(lan):
     assert not again(asked.secret, ASKER, rules=rules).sent
     assert look(asked.secret, rules=rules).again_at is None
     assert read_phone() == []
-    assert prove(asked.secret, otp_of(first), ASKER, rules=rules).decided is Outcome.ISSUED
+    assert prove(asked.secret, otp_of(first), ASKER, rules=rules).came.decided is Outcome.ISSUED
 
 
 def test_another_code_in_the_same_browser_ends_the_request_before(lan):
@@ -149,7 +149,7 @@ def test_a_wish_that_is_refused_leaves_the_request_before(lan):
     asked = ask(lan.code, ASKER, secret=None, rules=rules_with())
     otp, rules = otp_of(read_phone()[0][1]), rules_with(budgets={"network_day": 1})
     assert ask(UNKNOWN, ASKER, secret=asked.secret, rules=rules).sending is Sending.TOO_MANY
-    assert prove(asked.secret, otp, ASKER, rules=rules).decided is Outcome.ISSUED
+    assert prove(asked.secret, otp, ASKER, rules=rules).came.decided is Outcome.ISSUED
 
 
 def test_a_phone_that_changed_meanwhile_proves_nothing(lan):
@@ -215,13 +215,15 @@ def test_the_free_limit_says_when_and_whether_a_text_would_help(lan):
     for _ in range(2):
         asked = ask(lan.code, ASKER, secret=None, rules=rules)
         found = prove(asked.secret, otp_of(read_phone()[0][1]), ASKER, rules=rules)
-        assert found.decided is Outcome.ISSUED
+        assert found.came.decided is Outcome.ISSUED
         Case.objects.filter(ended_at=None).update(ended_at=F("opened_at"), ended_as="used")
         read_phone()
     asked = ask(lan.code, ASKER, secret=None, rules=rules)
-    assert prove(asked.secret, otp_of(read_phone()[0][1]), ASKER, rules=rules).decided is Outcome.OVER_LIMIT
+    assert (
+        prove(asked.secret, otp_of(read_phone()[0][1]), ASKER, rules=rules).came.decided is Outcome.OVER_LIMIT
+    )
     standing = look(asked.secret, rules=rules)
-    assert standing.until is not None and standing.by_text
+    assert standing.came.until is not None and standing.came.by_text
     assert read_phone() == []  # the page tells it; no text does
 
 
@@ -243,7 +245,7 @@ def test_an_open_case_is_joined_by_whatever_door(lan, rules, conn):
     [(_, by_sms)] = read_phone()
     mine = rules_with()
     asked = ask(lan.code, ASKER, secret=None, rules=mine)
-    assert prove(asked.secret, otp_of(read_phone()[0][1]), ASKER, rules=mine).decided is Outcome.JOINED
+    assert prove(asked.secret, otp_of(read_phone()[0][1]), ASKER, rules=mine).came.decided is Outcome.JOINED
     [(_, text)] = read_phone()
     assert text[-6:] in by_sms
     assert Case.objects.get().texts == 2
