@@ -18,7 +18,7 @@ from django.views.generic.edit import FormView
 from caplai.domain import msisdn
 from caplai.portal.access import is_fresh, owner
 from caplai.portal.forms import ReadForm
-from caplai.portal.oidc.grants import agreements
+from caplai.portal.oidc.grants import agreements, end_granted_from
 from caplai.portal.password_form import ChangeForm
 from caplai.portal.told import tell
 from caplai.service import addressbook, history, mail, sittings
@@ -138,14 +138,18 @@ def devices(request: HttpRequest) -> HttpResponse:
     seats = sittings.seats(request.user, request.session.row_key)
     shown = [{"seat": seat, "name": name_of(seat.client)} for seat in seats]
     others = any(not seat.here for seat in seats)
-    return render(request, "portal/devices.html", {"seats": shown, "others": others})
+    return render(
+        request,
+        "portal/devices.html",
+        {"seats": shown, "others": others, "services": agreements(request.user)},
+    )
 
 
 @require_POST
 @owner
 def end_device(request: HttpRequest) -> HttpResponse:
     """Sign out of one of them, and forget it. What is gone already, or never was, needs no word of its own."""
-    sittings.end(request.user, request.POST.get("seat", ""), request.session.row_key)
+    sign_out_of(request, request.POST.get("seat", ""))
     messages.success(request, _("It is signed out and not remembered any more."))
     return redirect("account_devices")
 
@@ -158,6 +162,12 @@ def end_others(request: HttpRequest) -> HttpResponse:
         return redirect("account_login")
     messages.success(request, _("All other devices are signed out."))
     return redirect("account_devices")
+
+
+def sign_out_of(request: HttpRequest, name: str) -> bool:
+    """End one session or remembered device of who asks, and what clients were given there. False: there is none."""
+    login = request.user
+    return sittings.end(login, name, request.session.row_key, lambda place: end_granted_from(login, place))
 
 
 def sign_out_elsewhere(request: HttpRequest) -> bool:

@@ -17,6 +17,7 @@ from caplai.portal.account import (
     moment_of,
     read_until,
     sign_out_elsewhere,
+    sign_out_of,
     summary,
     unasked,
 )
@@ -220,8 +221,7 @@ class Device(OfOwner):
     http_method_names: ClassVar[list[str]] = ["delete"]
 
     def delete(self, request: HttpRequest, name: str, *args, **kwargs) -> HttpResponse:
-        ended = sittings.end(request.user, name, request.session.row_key)
-        return APIResponse(request, status=200 if ended else 404)
+        return APIResponse(request, status=200 if sign_out_of(request, name) else 404)
 
 
 class History(OfOwner):

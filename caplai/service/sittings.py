@@ -19,6 +19,16 @@ SIGNED_OUT, SIGNED_OUT_ELSEWHERE = "signed_out", "signed_out_elsewhere"
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where something was done from, by numbers that stay the same: a session may go on under another key."""
+
+    sitting: int | None
+    """None: a session that has no sitting, such as one of an older version; or the device alone is meant."""
+    device: int | None
+    """The remembered device; None: none is, or the sitting alone is meant."""
+
+
+@dataclass(frozen=True, slots=True)
 class Seat:
     """One place where somebody is signed in, or a device that is remembered and where nobody is."""
 
@@ -53,7 +63,7 @@ _MOST = 100
 _END = """
 with gone as (
   delete from sitting where id = %(id)s and login_id = %(login)s and row_key <> %(here)s
-  returning row_key, device_id, client
+  returning id, row_key, device_id, client
 ), session as (
   delete from django_session d using gone where d.session_key = gone.row_key
 ), forgotten as (
@@ -61,7 +71,13 @@ with gone as (
     -- A family's phone, or two browsers' sessions with one token: it is remembered for the session that asks.
     and not exists (select from sitting s where s.row_key = %(here)s and s.device_id = v.id)
 )
-select client from gone
+select client, id, case when not exists (
+  select from sitting s where s.row_key = %(here)s and s.device_id = gone.device_id
+) then device_id end from gone
+"""
+_PLACE = """
+select s.id, s.device_id from django_session d left join sitting s on s.row_key = d.session_key
+where d.session_key = %s
 """
 # Everybody takes a sitting's row before its session's, so that nobody waits in a circle. (A part of a WITH that nothing
 # reads is carried out last.)
@@ -80,7 +96,7 @@ _LEFT = """
 with session as (delete from django_session where session_key = %s)
 delete from sitting where row_key = %s
 """
-_FORGET = "delete from device where id = %(id)s and login_id = %(login)s returning client"
+_FORGET = "delete from device where id = %(id)s and login_id = %(login)s returning client, null::bigint, id"
 
 
 def seats(login: Login, here: str) -> list[Seat]:
@@ -92,8 +108,19 @@ def seats(login: Login, here: str) -> list[Seat]:
     return [Seat(*row) for row in db.execute(_SEATS, values).fetchall()]
 
 
-def end(login: Login, name: str, here: str) -> bool:
-    """Sign out of one seat at once, and forget its device. False: there is none (any more), or it is `here`."""
+def place(login: Login, here: str) -> Place | None:
+    """Where the session with this key is; None if it has been ended. Nobody ends it until the transaction is over."""
+    assert login.account_id is not None
+    lock(login.account_id)
+    found = db.execute(_PLACE, [here]).fetchone()
+    return found and Place(*found)
+
+
+def end(login: Login, name: str, here: str, also: Callable[[Place], object] = lambda place: None) -> bool:
+    """Sign out of one seat at once, and forget its device. False: there is none (any more), or it is `here`.
+
+    `also` ends what was granted from there and is not ours to end, in the same transaction.
+    """
     kind, number = name[:1], name[1:]
     if kind not in ("s", "d") or not (number.isascii() and number.isdigit()) or len(number) > 18:
         return False
@@ -103,7 +130,9 @@ def end(login: Login, name: str, here: str) -> bool:
             lock(login.account_id)
         ended = db.execute(_END if kind == "s" else _FORGET, values).fetchone()
         if ended is not None:
-            Event.objects.create(kind=SIGNED_OUT, login_id=login.pk, data={"client": ended[0]})
+            client, sitting, device = ended
+            Event.objects.create(kind=SIGNED_OUT, login_id=login.pk, data={"client": client})
+            also(Place(sitting, device))
     return ended is not None
 
 

@@ -7,19 +7,27 @@
   4.14.2), for then two have it.
 - `ends`: when the family ends in any case, in seconds since 1970; rotation prolongs nothing.
 - `auth_time`: when the person signed in, likewise.
+- `sitting`, `device`: where it was granted (service/sittings.py). It ends when the owner signs that one out from
+  elsewhere; not when somebody signs out there, who leaves the browser and not the service.
 - `used`: this code or refresh token has been exchanged; it stays to be recognised.
 - of a code: `redirect_uri`, `nonce`, `challenge`.
 
 allauth would keep codes in Django's cache, which the workers of a site do not share.
+
+Whatever writes or ends rows of a person holds the lock of the account: a token that is renewed all the time would slip
+past what ends it (a DELETE does not see what another transaction has put in a row's place meanwhile).
 """
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from allauth.idp.oidc.models import Client, Token
+from django.db import transaction
 from django.db.models import Q, QuerySet
 
 from caplai.service import federation
+from caplai.service.credentials import lock
+from caplai.service.sittings import Place
 from caplai.store.models import Login
 
 
@@ -41,16 +49,23 @@ def scopes(token: Token) -> list[str]:
 def find(client_id: str | None, kind: Token.Type, value: str) -> Token | None:
     """The client's unexpired code or token, locked until the transaction ends: of two who bring it one is first."""
     rows = Token.objects.valid().by_value(value).filter(client_id=client_id, type=kind)
+    code = rows.values_list("user__account", flat=True).first()
+    if code is None:
+        return None
+    lock(code)
     return rows.select_related("client").select_for_update(of=("self",), no_key=True).first()
 
 
 def bound(token: Token, like: Token) -> Token:
     """Make `token` one of the family of `like`, which it does not outlive."""
     assert isinstance(like.data, dict)
-    token.data = {name: like.data[name] for name in ("stamp", "family", "ends", "auth_time")}
+    token.data = {name: like.data[name] for name in _OF_A_FAMILY if name in like.data}
     ends = datetime.fromtimestamp(like.data["ends"], UTC)
     token.expires_at = min(token.expires_at or ends, ends)
     return token
+
+
+_OF_A_FAMILY = ("stamp", "family", "ends", "auth_time", "sitting", "device")
 
 
 def use(token: Token) -> None:
@@ -63,6 +78,17 @@ def end_family(token: Token) -> None:
     """End all that came of the same authorization."""
     family = (token.data or {}).get("family")
     Token.objects.filter(user_id=token.user_id, client_id=token.client_id, data__family=family).delete()
+
+
+def end_granted_from(login: Login, place: Place) -> None:
+    """End all that this person granted from there. Under the account's lock, as `sittings.end` asks for it."""
+    there = Q()
+    if place.sitting is not None:
+        there |= Q(data__sitting=place.sitting)
+    if place.device is not None:
+        there |= Q(data__device=place.device)
+    if there:
+        Token.objects.filter(there, user=login).delete()
 
 
 def _living(login: Login) -> QuerySet[Token]:
@@ -101,7 +127,11 @@ def agreements(login: Login) -> list[Agreement]:
 
 def end_agreement(login: Login, client_id: str) -> str | None:
     """End all that a client has of this person; the client's name, or None if it had nothing."""
+    if login.account_id is None:
+        return None
     rows = Token.objects.filter(user=login, client_id=client_id.replace("\0", "")).select_related("client")
-    row = rows.first()
-    rows.delete()
+    with transaction.atomic():
+        lock(login.account_id)
+        row = rows.first()
+        rows.delete()
     return row.client.name if row is not None and row.client is not None else None

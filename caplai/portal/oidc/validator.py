@@ -17,6 +17,7 @@ from allauth.idp.oidc.internal.oauthlib.utils import get_validator_context
 from allauth.idp.oidc.internal.tokens import decode_jwt_token
 from allauth.idp.oidc.models import Client, Token
 from django.conf import settings
+from django.db import transaction
 from django.http import HttpRequest
 from django.utils import timezone
 from oauthlib.common import Request
@@ -24,6 +25,7 @@ from oauthlib.oauth2.rfc6749 import errors
 
 from caplai.portal.access import proved_at
 from caplai.portal.oidc import grants
+from caplai.service import sittings
 
 S256 = "S256"
 
@@ -82,6 +84,13 @@ class Validator(OAuthLibRequestValidator):
     # --- codes ---
 
     def save_authorization_code(self, client_id, code, request: Request, *args, **kwargs) -> None:
+        """Store its hash. In a session that was ended meanwhile nothing is, so that the code is worth nothing."""
+        with transaction.atomic():
+            place = sittings.place(request.user, context.request.session.row_key)
+            if place is not None:
+                self._save_code(code["code"], request, place)
+
+    def _save_code(self, value: str, request: Request, place: sittings.Place) -> None:
         now = time.time()
         row = Token(
             type=Token.Type.AUTHORIZATION_CODE,
@@ -93,12 +102,14 @@ class Validator(OAuthLibRequestValidator):
                 "family": secrets.token_hex(16),
                 "ends": now + settings.CAPLAI.oidc.refresh_lifetime.total_seconds(),
                 "auth_time": int(proved_at(context.request)),
+                "sitting": place.sitting,
+                "device": place.device,
                 "redirect_uri": request.redirect_uri,
                 "nonce": request.nonce,
                 "challenge": request.code_challenge,
             },
         )
-        row.set_value(code["code"])
+        row.set_value(value)
         row.set_scopes(request.scopes)
         row.save()
 

@@ -1,6 +1,8 @@
 """Everything that ends a person's sessions ends what clients were given; nothing lives beside it."""
 
+import re
 import threading
+import time
 
 import pytest
 from allauth.idp.oidc.models import Token
@@ -8,11 +10,12 @@ from django.db import connections
 from django.test import Client as Browser
 
 from caplai.portal.oidc import clients
-from caplai.service import federation
+from caplai.portal.oidc.validator import Validator
+from caplai.service import federation, sittings
 from caplai.service.report import BY_SESSION, report
 from caplai.store.models import Account, Login, new_stamp
 from tests.portal.oidc.conftest import Party, agree, arrived, userinfo
-from tests.signin.conftest import CHOSEN, sign_in
+from tests.signin.conftest import CHOSEN, App, sign_in
 
 
 @pytest.fixture
@@ -64,6 +67,85 @@ def test_no_code_and_no_token_lives_on(inside, citizen, open_case, end):
     assert clinic.refresh(tokens["refresh_token"]).json() == {"error": "invalid_grant"}
     assert userinfo(tokens["access_token"]).status_code == 401
     assert not clinic.is_active(tokens["access_token"]) and not clinic.is_active(tokens["refresh_token"])
+
+
+@pytest.fixture
+def phone(citizen, login):
+    """Another browser that is in, which somebody may steal."""
+    other = Browser()
+    sign_in(other, citizen.code, CHOSEN)
+    return other
+
+
+def end_by_page(owner, citizen):
+    page = owner.get("/account/devices/").content.decode()
+    assert "/account/apps/" in page
+    [seat] = re.findall(r'name="seat" value="(\w+)"', page)
+    assert owner.post("/account/devices/end/", {"seat": seat})["Location"] == "/account/devices/"
+
+
+def end_by_app(owner, citizen):
+    app = App()
+    app.sign_in(citizen.code, CHOSEN)
+    login = Login.objects.get()
+    [there] = [
+        seat
+        for seat in sittings.seats(login, owner.session.row_key)
+        if not seat.here and "app" not in seat.client
+    ]
+    assert app.call("DELETE", f"account/devices/{there.name}").status_code == 200
+
+
+@pytest.mark.parametrize("end", [end_by_page, end_by_app])
+@pytest.mark.parametrize("is_in", [True, False], ids=["signed in", "remembered"])
+def test_signing_a_device_out_ends_what_was_granted_from_it(inside, phone, citizen, end, is_in):
+    clinic = Party()
+    mine, theirs = clinic.tokens(inside), clinic.tokens(phone)
+    theirs = clinic.refresh(theirs["refresh_token"]).json()
+    code = agree(phone, clinic.asks())["code"]
+    if not is_in:  # the session is over, the device is still remembered
+        phone.post("/logout/")
+        assert clinic.is_active(theirs["refresh_token"])
+    end(inside, citizen)
+    assert clinic.exchange(code).json() == {"error": "invalid_grant"}
+    assert clinic.refresh(theirs["refresh_token"]).json() == {"error": "invalid_grant"}
+    assert userinfo(theirs["access_token"]).status_code == 401
+    assert userinfo(mine["access_token"]).status_code == 200
+    assert clinic.refresh(mine["refresh_token"]).status_code == 200
+
+
+def test_who_leaves_a_browser_stays_signed_in_to_the_service(inside):
+    clinic = Party()
+    tokens = clinic.tokens(inside)
+    inside.post("/logout/")
+    assert userinfo(tokens["access_token"]).status_code == 200
+    assert clinic.refresh(tokens["refresh_token"]).status_code == 200
+
+
+def test_a_session_that_is_ended_meanwhile_grants_nothing(inside, phone, citizen, monkeypatch):
+    """The session was read, then ended from elsewhere, then the code written."""
+    clinic, at_last = Party(), Validator.save_authorization_code
+
+    def ended_first(self, *args, **kwargs):
+        monkeypatch.undo()
+        end_by_page(inside, citizen)
+        at_last(self, *args, **kwargs)
+
+    clinic.tokens(inside)
+    page = phone.get(clinic.asks()).content.decode()
+    request = re.search(r'name="request" value="([^"]+)"', page)[1]
+    monkeypatch.setattr(Validator, "save_authorization_code", ended_first)
+    code = arrived(phone.post("/identity/o/authorize", {"request": request, "action": "grant"}))["code"]
+    assert clinic.exchange(code).json() == {"error": "invalid_grant"}
+
+
+def test_tokens_of_an_older_version_know_no_place_and_live_on(inside):
+    clinic = Party()
+    tokens = clinic.tokens(inside)
+    for row in Token.objects.all():
+        row.data = {name: value for name, value in row.data.items() if name not in ("sitting", "device")}
+        row.save()
+    assert clinic.refresh(tokens["refresh_token"]).status_code == 200
 
 
 def test_an_agreement_ends_with_them(inside, citizen, open_case):
@@ -144,6 +226,32 @@ def test_of_many_who_bring_it_at_once_one_gets_tokens(citizen, login, browser, k
         thread.join()
     assert sorted(answers) == [200, 400, 400, 400, 400, 400]
     assert not Token.objects.filter(type="at").exists()  # somebody else had it, too
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_thief_who_renews_all_the_time_does_not_slip_through(citizen, login, browser, phone):
+    clinic = Party()
+    sign_in(browser, citizen.code, CHOSEN)
+    token, renewed = clinic.tokens(phone)["refresh_token"], []
+
+    def renew(token):
+        until = time.monotonic() + 20
+        try:
+            while time.monotonic() < until and (answer := clinic.refresh(token)).status_code == 200:
+                token = answer.json()["refresh_token"]
+                renewed.append(token)
+        finally:
+            connections.close_all()
+
+    thief = threading.Thread(target=renew, args=[token])
+    thief.start()
+    while len(renewed) < 5 and thief.is_alive():
+        time.sleep(0.01)
+    [there] = [seat for seat in sittings.seats(login, browser.session.row_key) if not seat.here]
+    browser.post("/account/devices/end/", {"seat": there.name})
+    thief.join()
+    assert not clinic.is_active(renewed[-1])
+    assert not Token.objects.exists()
 
 
 def test_two_clients_who_ask_at_once_hear_names_of_one_seed(login):
