@@ -195,7 +195,7 @@ class SigninSettings(Section):
     site_failures_minute: int = Field(
         3000,
         ge=1,
-        description="Failed sign-ins of the whole site within a minute; beyond, only known devices.",
+        description="Failed sign-ins of the whole site within a minute; beyond, only known devices and long passwords.",
     )
     obvious_words: list[str] = Field(
         ["vssid", "bhxh", "bao hiem xa hoi", "bao hiem", "mat khau", "8079"],

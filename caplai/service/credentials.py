@@ -38,7 +38,7 @@ from django.contrib.auth.hashers import (
 from django.db import connection, transaction
 
 from caplai.domain.grammar import CODE_LENGTH
-from caplai.domain.issuing import Inputs, Keyring, guessable, matches
+from caplai.domain.issuing import LETTERS, VERSION, Inputs, Keyring, guessable, matches
 from caplai.service import locks
 from caplai.store import db
 from caplai.store.models import Account, Guess, Hold, Login, TakenOverPassword
@@ -53,6 +53,8 @@ _ALARM_LASTS = timedelta(hours=1)
 SITE_WINDOW = timedelta(hours=1)
 """The time over which failures of the whole site raise the alarm."""
 _SITE_MINUTE = timedelta(minutes=1)
+_LONG = 10
+"""Characters of a long password, as it comes."""
 _DEVICES = 10
 """Known devices of a login: each has guesses of its own, so there must not be any number of them."""
 
@@ -136,6 +138,11 @@ class _Facts:
         """Whether anybody may sign in by this name at all: an approved account, or an operator."""
         return self.active and (self.approved if self.code else self.login_id is not None)
 
+    @property
+    def is_long(self) -> bool:
+        """Whether there is an open case, whose password nobody can guess."""
+        return self.case is not None and not guessable(self.length, self.alphabet)
+
 
 KNOWN_DEVICE = """
 left join lateral (
@@ -197,15 +204,18 @@ def check(username: str, password: str, *, device: str | None, network: str, rul
     with db.together() as cursor:
         locks.take(cursor, _keys(username, network))
         facts = _gather(cursor, username, device, network, rules)
-        if until := _throttled_until(facts, rules):
+        issued = _is_long_issued(password, facts, rules)
+        if not issued and (until := _throttled_until(facts, rules)):
             return Checked(Outcome.THROTTLED, retry_at=until)
         # Without a usable password Django hashes something else instead: the same time for all.
         encoded = (facts.usable and facts.encoded) or UNUSABLE_PASSWORD_PREFIX
         accepts_issued = facts.usable and _accepts_issued(facts, rules)
-        # All keys before the first comparison: what is compared must be counted if it is wrong.
-        if not (_has_pepper(encoded, rules) and (not accepts_issued or has_issuing(facts.key, rules))):
+        # All keys before the first comparison that counts: what is compared must be counted if it is wrong.
+        if not issued and not (
+            _has_pepper(encoded, rules) and (not accepts_issued or has_issuing(facts.key, rules))
+        ):
             return Checked(Outcome.TRY_AGAIN)
-        issued = accepts_issued and _is_issued(password, facts, rules)
+        issued = issued or (accepts_issued and not facts.is_long and _is_issued(password, facts, rules))
         if not issued:
             cursor.execute(_BOOK, [facts.code, facts.device, network])
     if issued:
@@ -377,6 +387,20 @@ def _throttled_until(facts: _Facts, rules: Rules) -> datetime | None:
     return facts.failures[limit - 1] + rules.network_window if len(facts.failures) >= limit else None
 
 
+def _is_long_issued(password: str, facts: _Facts, rules: Rules) -> bool:
+    """Whether it is the issued password of an open case, one that nobody can guess: strangers never block that, neither
+    by using up guesses nor by the throttle, which spares hashes that it needs none of. Wrong ones need not be counted.
+
+    Whoever has no such case costs the same: a password that nobody has is derived and compared.
+    """
+    real = facts.usable and facts.is_long and rules.issuing.get(facts.key) is not None
+    if real:
+        return _is_issued(password, facts, rules)
+    nobodys = Inputs(VERSION, UUID(int=0), "0" * CODE_LENGTH, _LONG, LETTERS)
+    matches(rules.issuing.keys[rules.issuing.active], nobodys, password)
+    return False
+
+
 def _is_issued(password: str, facts: _Facts, rules: Rules) -> bool:
     assert facts.code and facts.case
     inputs = Inputs(facts.version, facts.case, facts.code, facts.length, facts.alphabet)
@@ -384,9 +408,7 @@ def _is_issued(password: str, facts: _Facts, rules: Rules) -> bool:
 
 
 def _accepts_issued(facts: _Facts, rules: Rules) -> bool:
-    if facts.case is None:
-        return False
-    return facts.guesses < rules.guesses or not guessable(facts.length, facts.alphabet)
+    return facts.is_long or (facts.case is not None and facts.guesses < rules.guesses)
 
 
 def has_issuing(key: str, rules: Rules) -> bool:

@@ -277,7 +277,9 @@ def test_parallel_guesses_get_what_is_left_and_no_more(transactional_db, citizen
     start = threading.Barrier(16)
     compared = []
     matches = credentials.matches
-    monkeypatch.setattr(credentials, "matches", lambda *given: compared.append(1) or matches(*given))
+    monkeypatch.setattr(
+        credentials, "matches", lambda *given: compared.append(given[1].case_id) or matches(*given)
+    )
 
     def attempt(number: int) -> Outcome:
         try:
@@ -288,7 +290,7 @@ def test_parallel_guesses_get_what_is_left_and_no_more(transactional_db, citizen
 
     with ThreadPoolExecutor(16) as pool:
         assert set(pool.map(attempt, range(16))) == {Outcome.WRONG}
-    assert len(compared) == 3
+    assert compared.count(opened.case.id) == 3
     assert Guess.objects.filter(account=citizen.code).count() == 17 + 16
     assert guess(citizen.code, opened.password) is Outcome.WRONG
 
@@ -406,10 +408,10 @@ def test_host_that_lacks_a_key_compares_nothing(citizen, login, open_case, monke
     opened = open_case()
     rules = dataclasses.replace(configured(), **{kind: Keyring({"other": bytes(32)}, "other")})
     compared = []
-    monkeypatch.setattr(credentials, "matches", lambda *given: compared.append(given))
+    monkeypatch.setattr(credentials, "matches", lambda *given: compared.append(given[1].case_id))
     for password in [wrong(opened), opened.password, CHOSEN]:
         assert guess(citizen.code, password, rules) is Outcome.TRY_AGAIN
-    assert not compared
+    assert opened.case.id not in compared
     assert not Guess.objects.exists()
 
 
@@ -464,6 +466,51 @@ def test_network_with_too_many_failures_waits(app, citizen, login, rules_with):
     assert sign_in(Client(), citizen.code, CHOSEN, REMOTE_ADDR="203.0.113.9").status_code == 302
     Guess.objects.update(at=timezone.now() - timedelta(minutes=11))
     assert App().sign_in(citizen.code, CHOSEN).status_code == 200
+
+
+@pytest.mark.parametrize("limit", ["network", "site"])
+def test_no_strangers_failures_stop_a_password_that_cannot_be_guessed(citizen, login, open_case, limit):
+    """It needs no hash, so no throttle. What is wrong waits as ever, and is not counted."""
+    rules = dataclasses.replace(
+        configured(), **{"network_failures" if limit == "network" else "site_failures_minute": 3}
+    )
+    book(None, 3, network=NETWORK)
+    opened = open_case(length=10)
+    for password in (wrong(opened), CHOSEN, "", "\ud800" * 200):
+        assert guess(citizen.code, password, rules) is Outcome.THROTTLED
+    assert Guess.objects.count() == 3
+    assert guess(citizen.code, opened.password.lower(), rules) is Outcome.ISSUED
+    for change in [{"ended_at": timezone.now(), "ended_as": "used"}, {"expires_at": timezone.now()}]:
+        Case.objects.update(**{"ended_at": None, "ended_as": None, **change})
+        assert guess(citizen.code, opened.password, rules) is Outcome.THROTTLED
+    Case.objects.update(ended_at=None, ended_as=None, expires_at=timezone.now() + timedelta(hours=1))
+    Login.objects.update(is_active=False)
+    assert guess(citizen.code, opened.password, rules) is Outcome.THROTTLED
+    Login.objects.update(is_active=True)
+    Account.objects.update(state="closed")
+    assert guess(citizen.code, opened.password, rules) is Outcome.THROTTLED
+    Account.objects.update(state="approved")
+    assert guess(citizen.code, opened.password, rules) is Outcome.ISSUED
+    Case.objects.all().delete()
+    short = open_case()
+    assert guess(citizen.code, short.password, rules) is Outcome.THROTTLED
+
+
+def test_a_throttled_answer_costs_the_same_for_every_name(citizen, operator, open_case, monkeypatch):
+    """One password is derived and compared for each, though only one of them has a long case: the time tells nobody."""
+    rules = dataclasses.replace(configured(), network_failures=3)
+    book(None, 3, network=NETWORK)
+    child = Account.objects.create(code="9999999999", phone=citizen.phone, state="approved")
+    opened = open_case(length=10)
+    open_case(account=child.code)
+    matches, compared = credentials.matches, []
+    monkeypatch.setattr(
+        credentials, "matches", lambda *given: compared.append(given[1].length) or matches(*given)
+    )
+    for name in (citizen.code, child.code, "5555555555", operator.username, "nobody", ""):
+        compared.clear()
+        assert guess(name, wrong(opened), rules) is Outcome.THROTTLED
+        assert compared == [10]
 
 
 def test_site_with_too_many_failures_looks_at_known_devices_only(app, citizen, login, rules_with):
