@@ -54,6 +54,7 @@ def configuration(request: HttpRequest) -> JsonResponse:
                 *("iss", "sub", "aud", "exp", "iat", "auth_time", "nonce"),
                 *("email", "email_verified", "phone_number", "phone_number_verified", "bhxh_code"),
             ],
+            "prompt_values_supported": ["none", "login", "consent", "select_account"],
             "ui_locales_supported": [language for language, _ in settings.LANGUAGES],
             "request_parameter_supported": False,
             "request_uri_parameter_supported": False,
@@ -94,13 +95,16 @@ class Authorize(allauth_views.AuthorizationView):
     def _handle_login_prompt(self, request: HttpRequest, prompts: list[str]) -> HttpResponse:
         if "none" in prompts:  # the two exclude each other; oauthlib says so to the client
             return None
-        # What asked for it must not ask again when they come back.
-        rest = " ".join(prompt for prompt in prompts if prompt != "login")
-        url = del_query_params(request.get_full_path(), "prompt", "max_age")
-        url = add_query_params(url, {"prompt": rest}) if rest else url
+        url = del_query_params(_answered(request, "login"), "max_age")
         if request.user.is_authenticated:
             return render(request, "oidc/again.html", {"next": url})
         return redirect(add_query_params(reverse("account_login"), {REDIRECT_FIELD_NAME: url}))
+
+    def _skip_consent(self) -> HttpResponse:
+        """Nobody is asked by the agency's own, unless it wants it: on the page one may use another account."""
+        if {"consent", "select_account"} & set(self._request_info.get("prompt", ())):
+            return self.render_to_response(self.get_context_data())
+        return super()._skip_consent()
 
     def get_context_data(self, **context) -> dict:
         context = super().get_context_data(**context)
@@ -111,7 +115,7 @@ class Authorize(allauth_views.AuthorizationView):
             "account": account,
             "phone": msisdn.mask(account.phone),
             "days": math.ceil(settings.CAPLAI.oidc.refresh_lifetime / timedelta(days=1)),
-            "here": del_query_params(self.request.get_full_path(), "lang"),
+            "here": del_query_params(_answered(self.request, "select_account"), "lang"),
         }
 
 
@@ -138,6 +142,14 @@ class Revoke(allauth_views.RevokeView):
     @transaction.atomic
     def post(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
         return super().post(request, *args, **kwargs)
+
+
+def _answered(request: HttpRequest, prompt: str) -> str:
+    """The address of this authorization request without this prompt: it must not ask again when people come back."""
+    url = request.get_full_path()
+    rest = [one for one in request.GET.get("prompt", "").split() if one != prompt]
+    url = del_query_params(url, "prompt")
+    return add_query_params(url, {"prompt": " ".join(rest)}) if rest else url
 
 
 def _put_off(response: HttpResponse) -> HttpResponse:

@@ -151,6 +151,25 @@ def test_the_agencys_own_client_asks_nobody(inside, party):
     assert "code" in arrived(inside.get(party(trusted=True).asks()))
 
 
+@pytest.mark.parametrize("prompt", ["consent", "select_account", "select_account consent"])
+def test_the_agencys_own_client_may_want_somebody_asked(inside, party, prompt):
+    app = party(trusted=True)
+    asked = app.asks(prompt=prompt)
+    assert "Dùng tài khoản khác" in inside.get(asked).content.decode()
+    assert app.exchange(arrived(consent(inside, asked))["code"]).status_code == 200
+    assert arrived(consent(inside, asked, "cancel"))["error"] == "access_denied"
+
+
+def test_who_uses_another_account_has_chosen(inside, citizen, party):
+    app = party(trusted=True)
+    where = inside.get(app.asks(prompt="select_account")).context["here"]
+    answer = inside.post("/account/again/", {"next": where})
+    answer = inside.post(answer["Location"], {"username": citizen.code, "password": CHOSEN})
+    assert "code" in arrived(inside.get(answer["Location"]))
+    assert arrived(inside.get(app.asks(prompt="none select_account")))["error"] == "invalid_request"
+    assert "prompt=consent" in inside.get(app.asks(prompt="login consent")).context["next"]
+
+
 def test_silently_only_where_somebody_is_in_and_has_agreed_to_this_client(browser, citizen, login, party):
     clinic, bank = party(), party()
     assert arrived(browser.get(clinic.asks(prompt="none")))["error"] == "login_required"
