@@ -304,7 +304,7 @@ class FromLink(FormView):
         if (response := choose(self.request, found)) is not None:
             return response
         assert found.came is not None
-        return _say(self.request, say_decided(found.came))
+        return _say(self.request, say_decided(found.came), text_for(found.came.code))
 
 
 def again(request: HttpRequest) -> HttpResponse:
@@ -330,7 +330,7 @@ def done(request: HttpRequest) -> HttpResponse:
         return redirect("recover")
     if standing.came.chooses and LoginStageController.enter(request, ChoosePasswordStage.key) is not None:
         return redirect("choose_password")
-    return _say(request, say_decided(standing.came))
+    return _say(request, say_decided(standing.came), text_for(standing.came.code))
 
 
 def choose(request: HttpRequest, found: Proved) -> HttpResponse | None:
@@ -363,7 +363,7 @@ def text_for(code: str) -> dict:
     """What to text for this code: in words, as a link that writes it, and as a picture of that link for a phone."""
     how = how_to_get_a_password()
     assert len(code) == CODE_LENGTH
-    how = {**how, "link": how["link"] + code, "sample": f"{how['text']} {code}"}
+    how = {**how, "link": how["link"] + code, "sample": f"{how['text']} {code}", "filled": True}
     return {"how": how, "picture": picture(how["link"])}
 
 

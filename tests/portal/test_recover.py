@@ -1,12 +1,14 @@
 """Quên mật khẩu by page: the way from the code to a new password, and that it is the same way for every code."""
 
 import re
+from datetime import datetime, timedelta
 from urllib.parse import unquote
 
 import pytest
 from django.contrib.sessions.models import Session
 from django.db import connection
 from django.test import Client
+from django.utils import timezone
 
 from caplai.portal import recover
 from caplai.store.models import Account, Case, Guess, Recovery
@@ -135,7 +137,9 @@ def test_a_wrong_otp_is_told_beside_its_field_and_at_the_top(browser, lan):
     browser.post("/recover/otp/", {"otp": another(otp)})
     page = browser.post("/recover/otp/", {"otp": another(otp)}).content.decode()
     assert "Begin again" in page
-    assert "Begin again" in browser.get("/recover/otp/").content.decode()
+    page = browser.get("/recover/otp/").content.decode()
+    assert "Begin again" in page and 'href="sms:8079?body=BH%20MK%20"' in page
+    assert "and your own social insurance code to 8079. For example: " in page
     assert not Case.objects.exists()
 
 
@@ -182,7 +186,8 @@ def test_the_free_limit_is_told_after_the_proof_with_the_other_way(use, browser,
     start(browser, lan.code)
     page = browser.post("/recover/otp/?lang=en", {"otp": otp_of(read_phone()[0][1])}, follow=True)
     assert "No more free ones for now" in page.content.decode()
-    assert 'href="sms:8079' in page.content.decode()
+    assert f'href="sms:8079?body=BH%20MK%20{lan.code}"' in page.content.decode()
+    assert f'text <span class="code">BH MK {lan.code}</span> to 8079' in page.content.decode()
 
 
 def test_where_the_agency_wants_it_a_password_is_chosen_on_the_spot(use, browser, lan):
@@ -217,6 +222,14 @@ def test_without_a_link_nothing_is_offered_by_sms(use, browser, lan):
     assert start(browser, lan.code, follow=False).status_code == 429
 
 
+def ended_case(account, n, channel="web"):
+    at = timezone.now() - timedelta(minutes=n)
+    return Case(
+        account=account.code, phone=account.phone, channel=channel, key="k", version=1, length=6, alphabet="0",
+        opened_at=at, expires_at=at, ended_at=at, ended_as="used",
+    )  # fmt: skip
+
+
 class TestTheApp:
     """The same by JSON."""
 
@@ -234,7 +247,9 @@ class TestTheApp:
         assert app.call("POST", "auth/recover/again").json()["data"]["request"]["again_at"]
         assert read_phone() == []  # too soon
         done = app.call("POST", "auth/recover/otp", {"otp": otp})
-        assert (done.status_code, done.json()["data"]["request"]["outcome"]) == (200, "issued")
+        came = done.json()["data"]["request"]
+        assert (done.status_code, came["outcome"], came["by_text"]) == (200, "issued", False)
+        assert came["title"] == "Hãy xem điện thoại của bạn" and "mật khẩu mới" in came["text"]
         assert app.sign_in(lan.code, read_phone()[0][1][-6:]).status_code == 401
         assert app.choose(PASSWORD).status_code == 200
 
@@ -248,6 +263,17 @@ class TestTheApp:
                 [re.sub(r'"[^"]*(T..:|_token)[^,}]*', "", each.content.decode()) for each in answers]
             )
         assert heard[0] == heard[1]
+
+    @pytest.mark.parametrize("by_text", [True, False])
+    def test_over_the_limit_it_hears_what_the_page_says(self, use, app, lan, by_text):
+        Case.objects.bulk_create(ended_case(lan, n) for n in range(2 if by_text else 3))
+        app.call("POST", "auth/recover", {"code": lan.code})
+        came = app.call("POST", "auth/recover/otp", {"otp": otp_of(read_phone()[0][1])})
+        assert came.json()["data"]["request"] == app.call("GET", "auth/recover").json()["data"]["request"]
+        came = came.json()["data"]["request"]
+        assert (came["outcome"], came["by_text"]) == ("over_limit", by_text)
+        until = timezone.localtime(datetime.fromisoformat(came["until"])).strftime("%H:%M %d/%m/%Y")
+        assert until in came["text"] and ("nhắn tin" in came["text"]) is by_text
 
     def test_refusals_have_a_status(self, use, app, lan):
         assert app.call("POST", "auth/recover", {"code": "123"}).json()["errors"][0]["code"] == "bad_code"

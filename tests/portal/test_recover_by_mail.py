@@ -8,7 +8,6 @@ import pytest
 from django.db import connections
 from django.db.models import F
 from django.test import Client
-from django.utils import timezone
 
 from caplai.domain.otp import Channel, Sending
 from caplai.domain.policy import Outcome
@@ -18,7 +17,7 @@ from caplai.service.forgotten import Asker, Proof, again, ask, look, prove, prov
 from caplai.store.models import Account, Address, Case, Guess, Mail, Recovery
 from tests.mailbox import code_in, link_in, text_of
 from tests.portal.forgetting import another, read_phone, rules_with
-from tests.portal.test_recover import words
+from tests.portal.test_recover import ended_case, words
 from tests.service.test_forgotten import later
 from tests.signin.conftest import App, is_in
 
@@ -267,7 +266,7 @@ class TestWhoAskedWithSomebodysCode:
         assert set(Recovery.objects.values_list("ended_as", flat=True)) == {"linked", "tried_out"}
 
     def test_learns_nothing_of_a_limit(self, heard, citizen):
-        Case.objects.bulk_create(_ended_case(citizen, n) for n in range(4))
+        Case.objects.bulk_create(ended_case(citizen, n) for n in range(4))
         hers, nobodys = heard()
         assert hers == nobodys
         assert "over_limit" in Recovery.objects.values_list("outcome", flat=True)
@@ -313,11 +312,3 @@ class TestWhoAskedWithSomebodysCode:
 
 def _without_times(body: str) -> str:
     return re.sub(r'"[^"]*(T..:|_token)[^,}]*', "", body)
-
-
-def _ended_case(citizen, n):
-    now = timezone.now()
-    return Case(
-        account=citizen.code, phone=citizen.phone, channel="web", key="k", version=1, length=6, alphabet="0",
-        opened_at=now, expires_at=now, ended_at=now, ended_as="used",
-    )  # fmt: skip

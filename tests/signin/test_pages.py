@@ -145,7 +145,7 @@ def test_app_hears_its_language(db):
 def test_sign_in_says_how_to_get_a_password(browser, db):
     page = browser.get("/login/").content.decode()
     assert 'href="sms:8079?body=BH%20MK%20"' in page
-    assert "<b>BH MK</b> 0123456789" in page
+    assert "Ví dụ: <b>BH MK</b> 0123456789" in page
     for attributes in ['autocomplete="username webauthn"', 'autocomplete="current-password"']:
         assert attributes in page
     assert "inputmode" not in page  # phones must be able to type the letters of a card
