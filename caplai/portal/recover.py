@@ -363,8 +363,8 @@ def text_for(code: str) -> dict:
     """What to text for this code: in words, as a link that writes it, and as a picture of that link for a phone."""
     how = how_to_get_a_password()
     assert len(code) == CODE_LENGTH
-    how = {**how, "link": how["link"] + code, "sample": f"{how['text']} {code}", "filled": True}
-    return {"how": how, "picture": picture(how["link"])}
+    how = {**how, "link": how["link"] + code, "sample": f"{how['text']} {code}"}
+    return {"how": how, "filled": True, "picture": picture(how["link"])}
 
 
 def picture(link: str) -> SafeString:
