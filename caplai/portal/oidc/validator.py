@@ -165,7 +165,11 @@ class Validator(OAuthLibRequestValidator):
         return super().finalize_id_token(id_token, token, token_handler, request)
 
     def save_bearer_token(self, token: dict, request: Request, *args, **kwargs) -> None:
-        """Store the hashes of a new access token and, if the client may refresh, of a new refresh token."""
+        """Store the hashes of a new access token and, if the client may refresh, of a new refresh token.
+
+        A client that asks for less than it was granted gets that less as an access token; the refresh token goes on as
+        it was (RFC 6749, 6).
+        """
         grant, now = self._grant, timezone.now()
         assert grant is not None
         access = Token(type=Token.Type.ACCESS_TOKEN, expires_at=now + timedelta(seconds=token["expires_in"]))
@@ -179,7 +183,7 @@ class Validator(OAuthLibRequestValidator):
         for name, row in made.items():
             row.client, row.user = request.client, request.user
             row.set_value(token[name])
-            row.set_scopes(request.scopes)
+            row.set_scopes(request.scopes if row is access else grants.scopes(grant))
             grants.bound(row, grant)
         Token.objects.bulk_create(made.values())
 

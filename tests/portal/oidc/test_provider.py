@@ -267,6 +267,18 @@ def test_rotation_prolongs_nothing(inside, party):
     assert {row.expires_at for row in Token.objects.filter(type="rt")} == {ends}
 
 
+def test_who_renews_for_less_gets_all_of_it_the_next_time(inside, party):
+    clinic = party(scopes=["email", "phone"])
+    tokens = clinic.tokens(inside, scope="openid email phone")
+    less = clinic.refresh(tokens["refresh_token"], scope="openid phone").json()
+    assert less["scope"] == "openid phone"
+    assert set(userinfo(less["access_token"]).json()) == {"sub", "phone_number", "phone_number_verified"}
+    assert clinic.refresh(less["refresh_token"], scope="openid bhxh_code").json()["error"] == "invalid_scope"
+    again = clinic.refresh(less["refresh_token"]).json()
+    assert again["scope"] == "openid email phone"
+    assert Token.objects.filter(type="rt").values_list("scopes").distinct().count() == 1
+
+
 def test_tokens_are_ended_by_their_client_and_by_no_other(inside, party):
     clinic, bank = party(), party()
     tokens = clinic.tokens(inside)
