@@ -22,9 +22,11 @@ from django.http import HttpRequest
 from django.utils import timezone
 from oauthlib.common import Request
 from oauthlib.oauth2.rfc6749 import errors
+from oauthlib.openid.connect.core.exceptions import RequestNotSupported, RequestURINotSupported
 
 from caplai.portal.access import proved_at
 from caplai.portal.oidc import grants
+from caplai.portal.oidc.adapter import SCOPES
 from caplai.service import sittings
 
 S256 = "S256"
@@ -48,8 +50,31 @@ class Validator(OAuthLibRequestValidator):
     def validate_redirect_uri(self, client_id, redirect_uri, request: Request, *args, **kwargs) -> bool:
         return redirect_uri in request.client.get_redirect_uris()
 
+    def validate_response_type(
+        self, client_id, response_type, client, request: Request, *args, **kwargs
+    ) -> bool:
+        """Raises what tells the client which part of its request there is not (Core 1.0, 6.1, 6.2; RFC 6749, 4.1.2.1).
+
+        Asked for once it is known where the client may hear of it. The request is the one that the browser brought: a
+        form of ours has a field `request`, too.
+        """
+        asked = context.request.GET
+        if asked.get("request"):
+            raise RequestNotSupported(request=request)
+        if asked.get("request_uri"):
+            raise RequestURINotSupported(request=request)
+        if asked.get("response_mode", "query") != "query":
+            raise errors.InvalidRequestError("There is no response_mode but query.", request=request)
+        if not super().validate_response_type(client_id, response_type, client, request):
+            raise errors.UnsupportedResponseTypeError(request=request)
+        return True
+
     def validate_scopes(self, client_id, scopes, client, request: Request, *args, **kwargs) -> bool:
-        return "openid" in scopes and super().validate_scopes(client_id, scopes, client, request)
+        """Scopes that there are not are left out (Core 1.0, 3.1.2.1); the answer with the tokens names the rest."""
+        request.scopes = [scope for scope in scopes if scope in SCOPES]
+        return "openid" in request.scopes and super().validate_scopes(
+            client_id, request.scopes, client, request
+        )
 
     def is_pkce_required(self, client_id, request: Request) -> bool:
         if request.code_challenge is not None and request.code_challenge_method != S256:
@@ -153,6 +178,8 @@ class Validator(OAuthLibRequestValidator):
     def validate_refresh_token(self, refresh_token, client, request: Request, *args, **kwargs) -> bool:
         row = self._to_exchange(client.id, Token.Type.REFRESH_TOKEN, refresh_token, request)
         get_validator_context().refresh_token = row
+        if request.scope:
+            request.scope = " ".join(scope for scope in request.scope.split() if scope in SCOPES)
         return row is not None
 
     def get_original_scopes(self, refresh_token, request: Request, *args, **kwargs) -> list[str]:

@@ -1,7 +1,9 @@
 """The provider's endpoints, and its pages: consent, sign in again, and why a client's request cannot be answered."""
 
 import math
+from collections.abc import Callable
 from datetime import timedelta
+from functools import wraps
 
 from allauth.core.internal.httpkit import add_query_params, del_query_params
 from allauth.idp.oidc import views as allauth_views
@@ -79,6 +81,8 @@ class Authorize(allauth_views.AuthorizationView):
         return super().get(request, *args, **kwargs)
 
     def post(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
+        if "action" not in request.POST:  # a client's; it may have a `request`, as our form does
+            return redirect(f"{request.path}?{request.POST.urlencode()}")
         response = super().post(request, *args, **kwargs)
         return csrf_failure(request) if response.status_code == 403 else response
 
@@ -119,7 +123,23 @@ class Authorize(allauth_views.AuthorizationView):
         }
 
 
+def _challenging(post: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
+    """Refuse who came with a header as that header's scheme has it (RFC 6749, 5.2); oauthlib always says Bearer."""
+
+    @wraps(post)
+    def answer(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
+        response = post(self, request, *args, **kwargs)
+        if response.status_code == 401 and request.headers.get("Authorization", "").lower().startswith(
+            "basic "
+        ):
+            response["WWW-Authenticate"] = 'Basic realm="caplai", charset="UTF-8"'
+        return response
+
+    return answer
+
+
 class Token(allauth_views.TokenView):
+    @_challenging
     def post(self, request: HttpRequest) -> HttpResponse:
         if request.POST.get("grant_type") not in GRANTS:
             return JsonResponse({"error": "unsupported_grant_type"}, status=400)
@@ -133,12 +153,14 @@ class Token(allauth_views.TokenView):
 
 
 class Introspect(allauth_views.IntrospectView):
+    @_challenging
     @transaction.atomic
     def post(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
         return super().post(request, *args, **kwargs)
 
 
 class Revoke(allauth_views.RevokeView):
+    @_challenging
     @transaction.atomic
     def post(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
         return super().post(request, *args, **kwargs)

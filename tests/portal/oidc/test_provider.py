@@ -1,14 +1,16 @@
 """OpenID Connect, as a client and a stranger meet it: what it takes, what it gives, and what it refuses."""
 
+import base64
 import logging
 from datetime import timedelta
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, parse_qsl, urlsplit
 
 import pytest
 from allauth.core.internal import jwkkit
 from allauth.idp.oidc.internal.oauthlib import server
 from allauth.idp.oidc.models import Client, Token
 from django.conf import settings
+from django.test import Client as Browser
 from django.utils import timezone
 
 from caplai.portal.oidc import clients
@@ -111,9 +113,18 @@ REFUSED = [
     ({"code_challenge": None, "code_challenge_method": None}, "invalid_request"),
     ({"code_challenge_method": "plain"}, "invalid_request"),
     ({"code_challenge_method": None}, "invalid_request"),
-    ({"response_type": "token"}, "unauthorized_client"),
-    ({"response_type": "code id_token"}, "unauthorized_client"),
+    ({"response_type": "token"}, "unsupported_response_type"),
+    ({"response_type": "code id_token"}, "unsupported_response_type"),
+    ({"response_type": "id_token"}, "unsupported_response_type"),
+    ({"response_type": "nonsense"}, "unsupported_response_type"),
+    ({"response_type": None}, "invalid_request"),
+    ({"response_mode": "fragment"}, "invalid_request"),
+    ({"response_mode": "form_post"}, "invalid_request"),
+    ({"request": "e30.e30."}, "request_not_supported"),
+    ({"request_uri": "https://clinic.example.vn/request"}, "request_uri_not_supported"),
     ({"scope": None}, "invalid_scope"),
+    ({"scope": "profile offline_access"}, "invalid_scope"),
+    ({"scope": "openid phone"}, "invalid_scope"),
 ]
 
 
@@ -124,6 +135,38 @@ def test_what_a_client_must_not_ask_for(inside, party):
         assert answer.status_code == 302
         assert f"error={error}" in answer["Location"], changes
     assert not Token.objects.exists()
+
+
+def test_a_scope_that_nobody_knows_is_left_out(inside, party):
+    clinic, own = party(), party(trusted=True)
+    asked = "openid profile email offline_access address"
+    tokens = clinic.tokens(inside, scope=asked, response_mode="query")
+    assert tokens["scope"] == "openid email"
+    assert clinic.refresh(tokens["refresh_token"], scope=asked).json()["scope"] == "openid email"
+    assert own.tokens(inside, scope=asked)["scope"] == "openid email"
+    assert "code" in arrived(inside.get(clinic.asks(scope=asked, prompt="none")))
+
+
+def test_a_client_may_post_what_it_asks(inside, party):
+    clinic = party(trusted=True)
+    path, _, query = clinic.asks().partition("?")
+    assert "code" in arrived(inside.get(inside.post(path, dict(parse_qsl(query)))["Location"]))
+    with_object = inside.post(path, dict(parse_qsl(query)) | {"request": "e30.e30."})
+    assert arrived(inside.get(with_object["Location"]))["error"] == "request_not_supported"
+
+
+def test_a_wrong_secret_is_refused_by_the_scheme_that_it_came_by(party):
+    clinic = party()
+    for endpoint in ("token", "revoke", "introspect"):
+        for secret in ("wrong", clinic.secret):
+            basic = base64.b64encode(f"{clinic.id}:{secret}".encode()).decode()
+            answer = Browser(enforce_csrf_checks=True).post(
+                f"/identity/o/api/{endpoint}",
+                {"grant_type": "refresh_token", "refresh_token": "x", "token": "x"},
+                headers={"Authorization": f"Basic {basic}"},
+            )
+            assert (answer.status_code == 401) == (secret == "wrong"), (endpoint, answer.content)
+            assert answer.headers.get("WWW-Authenticate", "")[:6] == ("Basic " if secret == "wrong" else "")
 
 
 def test_nobody_is_sent_where_the_client_has_not_registered(inside, party):
