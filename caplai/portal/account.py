@@ -73,7 +73,7 @@ def summary(request: HttpRequest) -> dict[str, Any]:
         "kept": [
             {"kind": kind, "name": name}
             for kind, name, since in [*keys, *addresses]
-            if before and since <= before
+            if before and (since is None or since <= before)
         ],
     }
 

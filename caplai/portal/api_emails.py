@@ -41,7 +41,8 @@ class Address(TypedDict):
     id: int | None
     """null: the agency's, which only the agency changes."""
     email: str
-    since: Time
+    since: Time | None
+    """null: longer than this service knows."""
     kept_until: Time | None
     """After a re-issue, until when it cannot be removed."""
 
@@ -160,7 +161,7 @@ def _listed(request: HttpRequest) -> HttpResponse:
         {
             "id": address.id,
             "email": address.email,
-            "since": address.since.isoformat(),
+            "since": address.since.isoformat() if address.since else None,
             "kept_until": until.isoformat()
             if until and address.id and addressbook.is_kept(address.since, until)
             else None,

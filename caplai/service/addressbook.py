@@ -161,9 +161,9 @@ def remove(login: Login, address_id: int) -> Removing:
     return Removing.REMOVED
 
 
-def is_kept(since: datetime, until: datetime | None) -> bool:
+def is_kept(since: datetime | None, until: datetime | None) -> bool:
     """Whether what is there since then stays, with the 24 hours that end at `until` (`cooling_until`)."""
-    return until is not None and since <= until - COOLING
+    return until is not None and (since is None or since <= until - COOLING)
 
 
 def _send_code(address: Address) -> None:

@@ -12,13 +12,18 @@ class Confirmed:
 
     id: int | None
     email: str
-    since: datetime
+    since: datetime | None
+    """None: as old as can be."""
+
+    def is_older(self, than: datetime) -> bool:
+        """Whether it was there before this moment, or at it."""
+        return self.since is None or self.since <= than
 
 
 def confirmed(code: str) -> list[Confirmed]:
-    """The confirmed addresses of the account, each once: the agency's first, then by age. Ages are `now - since`."""
+    """The confirmed addresses of the account, each once: the agency's first, then by age."""
     found = [
-        Confirmed(None, account.email, account.created_at)
+        Confirmed(None, account.email, account.email_since)
         for account in Account.objects.filter(code=code).exclude(email="")
     ]
     added = Address.objects.filter(account=code, confirmed_at__isnull=False, removed_at__isnull=True)

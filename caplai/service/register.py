@@ -13,6 +13,9 @@ A password hash of another system is kept beside the account (`taken_over_passwo
 (credentials.py). It is never taken over for an account that anybody has signed in to here: a password that was
 replaced must not come back with an old file.
 
+An address that comes with a new account is as old as can be; one that takes the place of another, or of none, is new
+(`email_since`), and cannot yet do what an old one can (report.py, forgotten_mail.py).
+
 A crash or Ctrl-C leaves the slices and chunks before it stored, every account whole and its case ended where it
 had to be, and the rest as it was. The same file again stores the rest.
 """
@@ -262,6 +265,7 @@ returning code
 
 _CHANGE = f"""
 update account a set email = s.email, state = s.state,
+    email_since = case when lower(a.email) = lower(s.email) then a.email_since else clock_timestamp() end,
     phone = case when %(update_phones)s then s.phone else a.phone end
 from staged s where s.code = any(%(codes)s) and a.code = s.code and {_DIFFERS}
 returning s.code

@@ -33,7 +33,7 @@ class Due:
     email: str
     """Empty where there is no address any more."""
     since: datetime | None
-    """Since when it is a confirmed one."""
+    """Since when it is a confirmed one; 1970 for one that is as old as can be. None where there is none."""
 
 
 _CLAIM = """
@@ -48,7 +48,8 @@ select m.id, m.name, m.kind, m.account, m.address_id, m.about, m.language, m.att
        m.until <= now(), coalesce(
            case when m.address_id is null then (select a.email from account a where a.code = m.account)
                 else (select d.email from address d where d.id = m.address_id and d.account = m.account) end, ''),
-       case when m.address_id is null then (select a.created_at from account a where a.code = m.account)
+       case when m.address_id is null
+            then (select coalesce(a.email_since, 'epoch') from account a where a.code = m.account)
             else (select d.confirmed_at from address d where d.id = m.address_id) end
 from claimed m order by m.urgent desc, m.id
 """

@@ -36,6 +36,10 @@ class Account(models.Model):
     email = Text(blank=True, db_default="")
     state = Text(choices=State.choices, db_default=State.PENDING)
     created_at = models.DateTimeField(db_default=Now())
+    email_since = models.DateTimeField(
+        null=True,
+        help_text="When another address took the place of one before; empty: it is as old as can be.",
+    )
 
     class Meta:
         db_table = "account"

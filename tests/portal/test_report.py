@@ -48,9 +48,8 @@ OLD = "old@example.com"
 
 @pytest.fixture
 def lan(post, login):
-    """Her account for years, with an old address and one from yesterday; somebody has a case open."""
+    """Her account, just imported with the agency's address; an old one of hers and one from yesterday."""
     now = timezone.now()
-    Account.objects.update(created_at=now - timedelta(days=900))
     Address.objects.create(account=login.account_id, email=OLD, confirmed_at=now - timedelta(days=8))
     Address.objects.create(
         account=login.account_id, email="young@example.com", confirmed_at=now - timedelta(days=1)
@@ -133,6 +132,24 @@ def test_only_addresses_older_than_a_week_can_report(post, lan):
     )
     assert "/report/" not in text_of(post.box.to("young@example.com")[0])
     assert "cơ quan BHXH gần nhất" in text_of(post.box.to("young@example.com")[0])
+
+
+def test_the_agency_s_address_is_as_old_as_can_be_until_it_changes(post, conn, lan):
+    """However long ago the account was imported."""
+
+    def can_report(email):
+        tell(lan.username)
+        return "/report/" in text_of(post.newest(email))
+
+    head, row = "code,phone,email,state\n", f"{lan.username},0327000686,%s,approved\n"
+    assert can_report("lan@example.vn")
+    Account.objects.update(created_at=timezone.now() - timedelta(days=900))
+    import_accounts(conn, [head, row % "LAN@example.vn"])
+    assert can_report("LAN@example.vn")
+    import_accounts(conn, [head, row % "new@example.vn"])
+    assert not can_report("new@example.vn")
+    Account.objects.update(email_since=timezone.now() - timedelta(days=8))
+    assert can_report("new@example.vn")
 
 
 def test_a_stranger_s_phone_does_not_hear_that_an_account_is_held(post, lan):

@@ -229,6 +229,24 @@ def test_no_password_comes_back_to_an_account_that_somebody_has_signed_in_to(con
     assert taken_over(conn) == {}
 
 
+def test_an_address_is_new_when_it_changes_and_at_no_other_time(conn):
+    def since():
+        return conn.execute("select email_since from account where code = '0123456789'").fetchone()[0]
+
+    bring(conn, HEADER + LAN)
+    assert since() is None
+    bring(conn, HEADER + LAN.replace(b"approved", b"pending").replace(b"lan@", b"Lan@"))
+    assert since() is None
+    bring(conn, HEADER + LAN.replace(b"lan@", b"new@"))
+    changed = since()
+    assert timezone.now() - changed < timedelta(minutes=1)
+    bring(conn, HEADER + LAN.replace(b"lan@", b"new@").replace(b"approved", b"closed"))
+    assert since() == changed
+    bring(conn, HEADER + LAN.replace(b"lan@example.vn", b""))
+    bring(conn, HEADER + LAN)
+    assert since() > changed
+
+
 def test_nor_to_one_whose_owner_chooses_a_password_meanwhile(conn):
     bring(conn, HEADER + LAN)
     with connect() as citizen, ExitStack() as held:
