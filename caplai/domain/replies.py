@@ -61,7 +61,7 @@ class Texts:
     over_limit: str = "Da qua so lan cho phep. Thu lai sau {until} hoac cap lai mien phi tai {portal}"
     held: str = (
         "Tai khoan dang tam khoa vi co nguoi bao khong phai chu tai khoan yeu cau. "
-        "De mo lai, mang giay to tuy than den co quan BHXH gan nhat."
+        "De mo lai, mang the can cuoc den co quan BHXH gan nhat."
     )
     closed: str = "Dich vu tin nhan tam dung. Cap lai mat khau tai {portal} hoac tai co quan BHXH gan nhat."
     issued_web: str = "Cap lai mat khau thanh cong. Mat khau moi: {password}"

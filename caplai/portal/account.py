@@ -118,7 +118,7 @@ class ChangePassword(FormView):
         match form.change(self.request):
             case Change.CHANGED:
                 messages.success(
-                    self.request, _("Your new password is stored. All other devices were signed out.")
+                    self.request, _("Your new password is saved. All other devices were signed out.")
                 )
                 return redirect("home")
             case Change.ENDED:
@@ -150,7 +150,7 @@ def devices(request: HttpRequest) -> HttpResponse:
 def end_device(request: HttpRequest) -> HttpResponse:
     """Sign out of one of them, and forget it. What is gone already, or never was, needs no word of its own."""
     sign_out_of(request, request.POST.get("seat", ""))
-    messages.success(request, _("It is signed out and not remembered any more."))
+    messages.success(request, _("It is signed out and no longer remembered."))
     return redirect("account_devices")
 
 

@@ -148,7 +148,7 @@ class ReportByLink(Endpoint):
     def post(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
         link = report.link_of(self.input.cleaned_data["token"], rules().peppers.keys.values())
         if link is None:
-            message = _("This link has ended")
+            message = _("This link no longer works")
             return error(request, 404, "ended", message)
         report.report(link.account, BY_MAIL, link.case_id, end_the_rest)
         return APIResponse(request)

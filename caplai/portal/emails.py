@@ -111,22 +111,22 @@ def refusal(adding: Adding) -> str:
     return {
         Adding.ALREADY: _("This address is confirmed already."),
         Adding.TOO_MANY: _("There are 5 addresses already. Remove one first."),
-        Adding.TOO_OFTEN: _("Enough codes were sent for today. Try again tomorrow."),
+        Adding.TOO_OFTEN: _("Too many codes were sent in the last 24 hours. Try again later."),
         Adding.OFF: _("No email can be sent just now."),
     }[adding]
 
 
 def wrong_code() -> str:
-    return _("The code is not right. Look at the newest mail.")
+    return _("The code is not right. Look at the newest email.")
 
 
 def code_over() -> str:
-    return _("The code has ended: too many tries, or too long ago. Add the address once more.")
+    return _("The code can no longer be used: too many wrong tries, or it is too old. Add the address again.")
 
 
 def kept(code: str) -> str:
     """Why an address was not removed, for people."""
     until = cooling_until(code) or timezone.now()
     return _(
-        "For safety this can be removed only after %(time)s, because a new password was chosen lately."
+        "For safety it can be removed only after %(time)s, because a new password was issued recently."
     ) % {"time": timezone.localtime(until).strftime("%H:%M %d/%m/%Y")}

@@ -47,7 +47,7 @@ class AddressForm(forms.Form):
         """What a mail server can be told: ASCII, with a name, an @ and a domain; the domain in lower case."""
         name, _at, domain = self.cleaned_data["email"].rpartition("@")
         email = f"{name}@{domain.lower()}"
-        wrong = _("An email address looks like this: lan@gmail.com. Look at it again.")
+        wrong = _("An email address looks like this: lan@gmail.com. Check it.")
         if not email.isascii():
             raise forms.ValidationError(wrong, "invalid")
         EmailValidator(message=wrong)(email)
@@ -58,13 +58,13 @@ class MailedCodeForm(forms.Form):
     """{"code": …} of page and app: the six digits of a mail."""
 
     code = forms.CharField(
-        label=_("Code from the mail"),
+        label=_("Code from the email"),
         help_text=_("6 digits"),
         max_length=30,
         widget=OneTimeInput,
         error_messages={
             **NO_NULLS,
-            "required": _("Enter the code from the mail."),
+            "required": _("Enter the code from the email."),
             "max_length": _("The code has 6 digits."),
         },
     )
@@ -106,4 +106,4 @@ class ReadForm(forms.Form):
             at = datetime.fromisoformat(self.cleaned_data["until"])
             if at.tzinfo is not None:
                 return at
-        raise forms.ValidationError(_("This is no time."), "invalid")
+        raise forms.ValidationError(_("This is not a time."), "invalid")

@@ -138,13 +138,13 @@ def kept(login: Login) -> str:
     """Why it was not removed, for people."""
     until = cooling_until(login.username) or timezone.now()
     return _(
-        "For safety it can be removed only after %(time)s, because somebody got back into the account lately."
+        "For safety it can be removed only after %(time)s, because a new password was issued recently."
     ) % {"time": timezone.localtime(until).strftime("%H:%M %d/%m/%Y")}
 
 
 def last() -> str:
     """Why it was not removed, for people."""
-    return _("It is your only way to sign in. First add another, or choose a password.")
+    return _("It is your only way to sign in. First add another, or set a password.")
 
 
 def _made(login: Login) -> dict:

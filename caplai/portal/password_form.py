@@ -18,10 +18,10 @@ class ChangeForm(ChooseForm):
     """{"current_password": …, "new_password": …}; the first only where the login has a password."""
 
     current_password = PasswordField(
-        label=_("Your password now"),
-        help_text=_("The one that you signed in with"),
+        label=_("Your current password"),
+        help_text=_("The one you signed in with"),
         autocomplete="current-password",
-        required_message=_("Enter the password that you have now."),
+        required_message=_("Enter your current password."),
     )
     field_order = ("current_password", "new_password")
 
@@ -52,11 +52,11 @@ class ChangeForm(ChooseForm):
         )
         match changed.change:
             case Change.WRONG:
-                message = _("This is not the password that you have now.")
+                message = _("This is not your current password.")
                 self.add_error("current_password", ValidationError(message, "password_is_wrong"))
             case Change.ISSUED:
                 message = _(
-                    "This is the password from the message. Sign out, and sign in with it: then you choose a new one."
+                    "This is the password from the message. Sign out, and sign in with it: then you set a new one."
                 )
                 self.add_error("current_password", ValidationError(message, "password_is_issued"))
             case Change.THROTTLED:

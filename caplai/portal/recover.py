@@ -137,8 +137,10 @@ class LinkForm(forms.Form):
     """{"token": …}: what stands in the link of an e-mail after its #, where no server sees it."""
 
     token = forms.CharField(
-        label=_("What stands after # in the link"),
-        help_text=_("Copy it from the mail, or type the 6 digits on the page where you asked for the mail."),
+        label=_("The part after # in the link"),
+        help_text=_(
+            "Copy it from the email, or type the 6 digits on the page where you asked for the email."
+        ),
         max_length=200,
         widget=forms.TextInput(
             attrs={
@@ -149,9 +151,9 @@ class LinkForm(forms.Form):
             }
         ),
         error_messages={
-            "required": _("Open the link from the mail once more."),
-            "max_length": _("Open the link from the mail once more."),
-            "null_characters_not_allowed": _("Open the link from the mail once more."),
+            "required": _("Open the link in the email again."),
+            "max_length": _("Open the link in the email again."),
+            "null_characters_not_allowed": _("Open the link in the email again."),
         },
     )
 
@@ -189,7 +191,8 @@ class OtpForm(forms.Form):
                     None,
                     ValidationError(
                         _(
-                            "There were too many wrong codes from the network that you are on. Try again later."
+                            "There were too many wrong codes from the network that you are on (maybe by somebody"
+                            " else). Try again later."
                         ),
                         "too_many_attempts",
                     ),
@@ -317,9 +320,7 @@ def again(request: HttpRequest) -> HttpResponse:
     if asked.sent:
         messages.info(request, _("The same one-time code is sent once more, if the code is registered."))
     elif asked.again_at is not None:
-        messages.info(
-            request, _("We asked for it just now. Please wait a minute, then you can ask once more.")
-        )
+        messages.info(request, _("You asked for a code just now. Wait a minute, then send it again."))
     return redirect("recover_otp")
 
 

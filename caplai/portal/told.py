@@ -5,6 +5,7 @@ from datetime import datetime
 
 from django.utils import timezone
 from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
 
 from caplai.service.history import AGAIN, CASE, CLOSED, LOCKED, OTP, REFUSED, WRONG_PASSWORDS, Entry
 from caplai.signin.client import name_of
@@ -46,7 +47,7 @@ def _title(entry: Entry) -> str:
         return _("Somebody asked on this site for a code by email")
     return {
         OTP: _("Somebody asked on this site for a code (OTP)"),
-        AGAIN: _("The same password was sent once more"),
+        AGAIN: _("The same password was sent again"),
         REFUSED: _("A request by SMS was refused: there were too many"),
         CLOSED: _("A request by SMS was refused: the service was closed"),
         LOCKED: _("A request by SMS was refused: the account is locked"),
@@ -77,7 +78,7 @@ def _sent(entry: Entry) -> str | None:
         return None
     if entry.count == 1:
         return _("The password was sent to the phone %(phone)s.") % {"phone": entry.phone}
-    return _("The password was sent to the phone %(phone)s, %(count)s times.") % {
+    return _("The password was sent to the phone %(phone)s %(count)s times.") % {
         "phone": entry.phone,
         "count": entry.count,
     }
@@ -96,7 +97,9 @@ def _wrong(entry: Entry) -> str | None:
     if not entry.count or entry.what == CASE:
         return None
     if entry.what == OTP:
-        return _("It was typed wrong: %(count)s times.") % {"count": entry.count}
+        return ngettext(
+            "It was typed wrong %(count)s time.", "It was typed wrong %(count)s times.", entry.count
+        ) % {"count": entry.count}
     if entry.what == WRONG_PASSWORDS:
         return _("On that day: %(count)s. Nobody got in by them.") % {"count": entry.count}
     return _("Wrong passwords before it: %(count)s.") % {"count": entry.count}
@@ -105,7 +108,7 @@ def _wrong(entry: Entry) -> str | None:
 def _became(entry: Entry) -> str | None:
     if entry.what == OTP:
         return {
-            "": _("Nobody got on with it."),
+            "": _("It was not used."),
             "proved": _("It was typed right."),
             "over_limit": _("It was typed right, but there were too many requests."),
             "held": _("It was typed right, but the account is locked."),

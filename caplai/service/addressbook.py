@@ -50,7 +50,7 @@ class Adding(Enum):
     TOO_MANY = "too_many"
     """There are as many as there may be: remove one first."""
     TOO_OFTEN = "too_often"
-    """Enough codes were sent for today."""
+    """Too many codes were sent in the last 24 hours."""
     OFF = "off"
     """No mail is sent by this site."""
     ENDED = "ended"
@@ -181,14 +181,16 @@ def _write_code(due: Due, site: Site) -> Part | None:
         return None
     ring = site.keys.ring("pepper")
     return Part(
-        _("Your confirmation code"),
+        _("Your one-time code"),
         [
             _(
                 "Somebody who is signed in to a public service account wants to use this email address for it. If it"
                 " was you, type this code on the page:"
             ),
             Code(capability.code(ring.keys[ring.active], LABEL, row[0])),
-            _("It is good for 24 hours. Give it to nobody: no official ever asks for it."),
-            _("If it was not you, do nothing: without the code the address is not used."),
+            _(
+                "It can be used for 24 hours. Give it to nobody, not even to somebody who says they are an official."
+            ),
+            _("If it was not you, there is nothing to do: without the code the address is not used."),
         ],
     )

@@ -10,6 +10,7 @@ from datetime import timedelta
 from uuid import UUID
 
 from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
 
 from caplai.domain import capability, otp
 from caplai.domain.letters import Code, Link, Part
@@ -63,17 +64,18 @@ def _write(due: Due, site: Site) -> Part | None:
     digits = otp.derive(key, otp.Inputs(version, due.about, code))
     token = capability.token(key, LABEL, due.about)
     return Part(
-        _("Choose a new password"),
+        _("Set a new password"),
         [
             _(
                 "Somebody, probably you, forgot the password of the public service account that ends in %(end)s."
             )
             % {"end": code[-4:]},
-            _("Open this link to choose a new one:"),
-            Link(_("Choose a new password"), f"{site.url}{PAGE}#{token}"),
-            _("Or type these digits on the page where you asked for this mail:"),
+            _("Open this link to set a new one:"),
+            Link(_("Set a new password"), f"{site.url}{PAGE}#{token}"),
+            _("Or type these digits on the page where you asked for this email:"),
             Code(digits),
-            _("Both hold for %(time)s, and only once. Give them to nobody.") % {"time": _length(minutes)},
+            _("Both can be used for %(time)s, and only once. Give them to nobody.")
+            % {"time": _length(minutes)},
             _("If it was not you, there is nothing to do: nothing has changed."),
         ],
     )
@@ -82,5 +84,6 @@ def _write(due: Due, site: Site) -> Part | None:
 def _length(minutes: int) -> str:
     """What is left, of which a minute just begun is whole; from three hours on in whole hours, rounded down."""
     if minutes < 180 and minutes % 60:
-        return _("%(count)s minutes") % {"count": minutes}
-    return _("%(count)s hours") % {"count": minutes // 60}
+        return ngettext("%(count)s minute", "%(count)s minutes", minutes) % {"count": minutes}
+    hours = minutes // 60
+    return ngettext("%(count)s hour", "%(count)s hours", hours) % {"count": hours}

@@ -31,7 +31,9 @@ YOUNG = timedelta(days=7)
 WHAT: dict[str, Callable[[], tuple[str, str]]] = {
     "reported": lambda: (
         _("The account is locked"),
-        _("somebody reported that it was not them. Everything that opened the account has ended."),
+        _(
+            "somebody reported that what happened was not done by the owner. The account is locked; nobody can sign in."
+        ),
     ),
     "hold_lifted": lambda: (
         _("The account is open again"),
@@ -42,13 +44,17 @@ WHAT: dict[str, Callable[[], tuple[str, str]]] = {
         _("somebody asked for a new password, and one was issued."),
     ),
     "password_chosen": lambda: (
-        _("A new password was chosen"),
-        _("a new password was chosen after a re-issue; the old one, and all other sign-ins, have ended."),
+        _("A new password was set"),
+        _(
+            "a new password was set after a re-issue; the old one no longer works, and all other devices were"
+            " signed out."
+        ),
     ),
     "passkey_chosen": lambda: (
         _("A fingerprint or face was chosen"),
         _(
-            "a fingerprint or face was chosen after a re-issue; the old password, and all other sign-ins, have ended."
+            "fingerprint or face was chosen after a re-issue; the old password no longer works, and all other"
+            " devices were signed out."
         ),
     ),
     "password_changed": lambda: (_("The password was changed"), _("the password was changed.")),
@@ -117,8 +123,8 @@ def _not_me(due: Due, site: Site) -> list[Block]:
     return [
         *blocks,
         _(
-            "If it was not you, say so on this page. Then everything that opens the account ends, and it stays locked"
-            " until you have been at an office of the agency."
+            "If it was not you, say so on this page. Then nothing opens the account any more, and it stays"
+            " locked until you have been at an office of the agency."
         ),
         Link(_("This was not me"), f"{site.url}/report/{token}/"),
     ]

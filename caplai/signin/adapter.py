@@ -36,11 +36,11 @@ class AccountAdapter(DefaultAccountAdapter):
     error_messages: ClassVar[dict] = {
         **DefaultAccountAdapter.error_messages,
         "username_password_mismatch": _(
-            "The code or the password is not right. Look at the newest message, or text again for a password."
+            "The code or the password is not right. Look at the newest message, or press “Get a new password”."
         ),
         THROTTLED: _(
-            "There were too many wrong passwords from the network that you are on (maybe by somebody else). Try again"
-            " after %(time)s."
+            "There were too many wrong passwords from the network that you are on (maybe by somebody else). Try"
+            " again after %(time)s."
         ),
         TRY_AGAIN: _("We cannot check this password just now. Try again in a minute."),
     }

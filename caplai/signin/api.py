@@ -121,7 +121,7 @@ class ChoosePassword(Endpoint, AuthenticationStageAPIView):
 
 def case_ended(request: HttpRequest) -> APIResponse:
     """409: what was pending has ended."""
-    message = _("This password has ended. Sign in again, or text again for a password.")
+    message = _("This password can no longer be used. Sign in again, or get a new one.")
     return APIResponse(request, status=409, errors=[{"code": "case_ended", "message": message}])
 
 

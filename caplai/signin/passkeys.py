@@ -92,4 +92,4 @@ def not_shown() -> str:
 
 def not_made() -> str:
     """Why no passkey was stored, in words for every reason."""
-    return _("Fingerprint or face could not be stored. Try again, or choose a password.")
+    return _("Fingerprint or face could not be saved. Try again, or set a password.")

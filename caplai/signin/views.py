@@ -93,7 +93,7 @@ class InStage:
         return super().dispatch(request, *args, **kwargs)  # type: ignore[misc]
 
     def of_another(self, there: str) -> HttpResponse:
-        words = _("The page that you sent is of another account. Its password was not stored.")
+        words = _("The page you sent was for another account. Its password was not saved.")
         messages.error(self.request, words)  # type: ignore[attr-defined]
         return redirect(there)
 
@@ -101,8 +101,8 @@ class InStage:
         messages.error(
             self.request,  # type: ignore[attr-defined]
             _(
-                "The time for choosing a password is over, or one was chosen already. Sign in with the password"
-                " that you chose; if you chose none, text again for a password."
+                "The time for setting a password is over, or one was set already. Sign in with the password that"
+                " you set; if you set none, press “Get a new password”."
             ),
         )
         return redirect("account_login")
@@ -127,7 +127,7 @@ class ChoosePassword(InStage, _FormPage):
         match self.stage.choose(form.cleaned_data["new_password"]):
             case Choice.CHOSEN:
                 response = self.stage.exit()
-                messages.success(self.request, _("Your new password is stored. Sign in with it from now on."))
+                messages.success(self.request, _("Your new password is saved. Sign in with it from now on."))
                 return response
             case Choice.ENDED:
                 return self.over()

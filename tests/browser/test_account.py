@@ -17,16 +17,16 @@ WORDS = {
         "now": "Mật khẩu đang dùng", "new": "Mật khẩu mới", "change": "Lưu mật khẩu mới",
         "wrong": "Đây không phải mật khẩu bạn đang dùng.", "stored": "Đã lưu mật khẩu mới.",
         "windows": "Chrome trên Windows", "android": "Chrome trên Android", "out": "Đăng xuất Chrome trên Android",
-        "was out": "Đã đăng xuất và thôi ghi nhớ thiết bị đó.", "reissued": "Mật khẩu vừa được cấp lại",
-        "asked": "Cấp lại mật khẩu bằng tin nhắn", "again": "Đã gửi lại mật khẩu đó một lần nữa",
+        "was out": "Đã đăng xuất và bỏ ghi nhớ thiết bị đó.", "reissued": "Mật khẩu vừa được cấp lại",
+        "asked": "Cấp lại mật khẩu bằng tin nhắn", "again": "Đã gửi lại mật khẩu đó",
     },
     "en": {
         "code": "Social insurance code", "password": "Password", "sign in": "Sign in", "save": "Save and continue",
-        "now": "Your password now", "new": "New password", "change": "Save the new password",
-        "wrong": "This is not the password that you have now.", "stored": "Your new password is stored.",
+        "now": "Your current password", "new": "New password", "change": "Save the new password",
+        "wrong": "This is not your current password.", "stored": "Your new password is saved.",
         "windows": "Chrome on Windows", "android": "Chrome on Android", "out": "Sign out Chrome on Android",
-        "was out": "It is signed out and not remembered any more.", "reissued": "The password was re-issued",
-        "asked": "A new password was asked for by SMS", "again": "The same password was sent once more",
+        "was out": "It is signed out and no longer remembered.", "reissued": "The password was re-issued",
+        "asked": "A new password was asked for by SMS", "again": "The same password was sent again",
     },
 }  # fmt: skip
 

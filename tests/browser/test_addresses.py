@@ -63,7 +63,7 @@ def test_an_address_is_added_on_a_small_phone(site, chromium, box, login, script
         view.set_content(mail.get_body(("html",)).get_content())
         view.screenshot(path=Path(folder) / "mail-code.png", full_page=True)
         view.close()
-    page.get_by_label("Mã trong thư").fill(code_in(mail))
+    page.get_by_label("Mã xác thực").fill(code_in(mail))
     page.get_by_role("button", name="Xác nhận địa chỉ").click()
     assert "Đã xác nhận địa chỉ email." in page.content()
     shot(page, "address-confirmed")

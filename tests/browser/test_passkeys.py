@@ -18,8 +18,8 @@ WORDS = {
         "take": "Dùng vân tay hoặc khuôn mặt",
         "save": "Lưu và tiếp tục",
         "taken": "Từ nay bạn đăng nhập bằng vân tay hoặc khuôn mặt.",
-        "failed": "Chưa được, hoặc đã bị hủy.",
-        "there": "Máy này đã có vân tay hoặc khuôn mặt cho tài khoản này.",
+        "failed": "Chưa thực hiện được, hoặc đã bị hủy.",
+        "there": "Máy này đã đăng nhập được vào tài khoản này bằng vân tay hoặc khuôn mặt.",
         "add": "Thêm vân tay hoặc khuôn mặt",
         "rename": "Đổi tên",
         "name": "Tên",
@@ -37,7 +37,7 @@ WORDS = {
         "save": "Save and continue",
         "taken": "From now on you sign in with your fingerprint or face.",
         "failed": "It did not work, or was cancelled.",
-        "there": "This device already has a passkey for this account.",
+        "there": "This device can already sign in with fingerprint or face to this account.",
         "add": "Add fingerprint or face",
         "rename": "Rename",
         "name": "Name",
@@ -298,5 +298,5 @@ def test_a_browser_without_a_fingerprint_has_the_page_of_before(demo, chromium):
     person.page.wait_for_url("**/choose-password/")
     person.page.wait_for_load_state("networkidle")
     assert person.button("take").count() == 0
-    assert person.page.get_by_role("heading", level=1).inner_text() == "Choose your own password"
+    assert person.page.get_by_role("heading", level=1).inner_text() == "Set your own password"
     person.context.close()

@@ -52,7 +52,7 @@ def test_an_address_is_added_by_the_code_that_is_mailed_to_it(post, lan, login):
     mail = post.newest(NEW)
     code = code_in(mail)
     assert post.box.to("lan@example.vn") == []
-    assert "không đúng" in lan.post(PAGE + "confirm/", {"code": wrong(code)}).content.decode()
+    assert "chưa đúng" in lan.post(PAGE + "confirm/", {"code": wrong(code)}).content.decode()
     response = lan.post(PAGE + "confirm/", {"code": f"{code[:3]} {code[3:]}"}, follow=True)
     assert "Đã xác nhận địa chỉ email." in response.content.decode()
     assert emails(login) == ["lan@example.vn", NEW]
@@ -64,7 +64,7 @@ def test_an_address_is_added_by_the_code_that_is_mailed_to_it(post, lan, login):
 
 
 def test_after_a_re_issue_the_first_page_leads_to_an_address(post, browser, citizen, open_case, settings):
-    asked = "Nếu lại quên mật khẩu, bạn lấy lại được bằng email"
+    asked = "Nếu lại quên mật khẩu, bạn có thể lấy lại bằng email"
     citizen.email = ""
     citizen.save()
     sign_in(browser, citizen.code, open_case().password)
@@ -90,10 +90,10 @@ def test_who_was_not_re_issued_a_password_is_not_asked_for_an_address(post, lan,
 def test_removing_is_told_to_all_of_them(post, lan, login):
     added = Address.objects.create(account=login.account_id, email=NEW, confirmed_at=timezone.now())
     response = lan.post(f"{PAGE}{added.pk}/remove/", follow=True)
-    assert "Đã gỡ địa chỉ email." in response.content.decode()
+    assert "Đã xóa địa chỉ email." in response.content.decode()
     assert emails(login) == ["lan@example.vn"]
     post.deliver()
-    assert "đã gỡ một địa chỉ email" in text_of(post.box.to(NEW)[0])
+    assert "đã xóa một địa chỉ email" in text_of(post.box.to(NEW)[0])
     assert len(post.box.to("lan@example.vn")) == 1
     assert addressbook.remove(login, added.pk) is Removing.UNKNOWN
 
@@ -117,7 +117,7 @@ def test_within_a_day_of_a_re_issue_what_was_there_before_stays(post, lan, login
     shown = lan.get(PAGE).content.decode()
     assert f"/{before.pk}/remove/" not in shown and f"/{after.pk}/remove/" in shown
     response = lan.post(f"{PAGE}{before.pk}/remove/", follow=True)
-    assert "Để an toàn, chỉ gỡ được sau" in response.content.decode()
+    assert "Để an toàn, chỉ xóa được sau" in response.content.decode()
     assert addressbook.remove(login, after.pk) is Removing.REMOVED
     Case.objects.update(ended_at=now - timedelta(hours=25))
     assert addressbook.remove(login, before.pk) is Removing.REMOVED

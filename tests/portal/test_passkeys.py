@@ -56,7 +56,7 @@ def stale(client: Client) -> None:
 def test_from_the_first_to_none(post, lan, login):
     assert "Bạn chưa thêm vân tay hoặc khuôn mặt." in lan.get(PAGE).content.decode()
     page = lan.get(ADD).content.decode()
-    assert 'data-passkey="create"' in page and "Trình duyệt này không làm được" in page
+    assert 'data-passkey="create"' in page and "Trình duyệt này không dùng được" in page
     key = SoftKey()
     answer = send(lan, key.make(asked(lan, ADD)), ADD)
     assert answer.redirect_chain == [(PAGE, 302)]
@@ -78,14 +78,14 @@ def test_from_the_first_to_none(post, lan, login):
     lan.post(here, {"name": "Máy của <b>Lan"})
     assert "Máy của &lt;b&gt;Lan" in lan.get(PAGE).content.decode()
 
-    assert "Gỡ Máy của &lt;b&gt;Lan?" in lan.get(here + "remove/").content.decode()
+    assert "Xóa Máy của &lt;b&gt;Lan?" in lan.get(here + "remove/").content.decode()
     assert Authenticator.objects.count() == 1
     for _ in range(2):  # sent twice
         answer = lan.post(here + "remove/", follow=True)
-        assert "Đã gỡ." in answer.content.decode()
+        assert "Đã xóa." in answer.content.decode()
     assert not Authenticator.objects.exists()
     assert kinds() == ["passkey_added", "passkey_removed"]
-    assert "đã gỡ một cách đăng nhập bằng vân tay hoặc khuôn mặt" in text_of(post.newest("lan@example.vn"))
+    assert "đã xóa một cách đăng nhập bằng vân tay hoặc khuôn mặt" in text_of(post.newest("lan@example.vn"))
     gone = Client(**HERE)
     send(gone, key.show(asked(gone)))
     assert not is_in(gone)
@@ -151,17 +151,17 @@ def test_for_a_day_after_a_re_issue_those_of_before_stay(lan, login, open_case):
     send(thief, SoftKey().make(asked(thief, "/choose-password/passkey/")), "/choose-password/passkey/")
     assert is_in(thief)
     page = thief.get(PAGE).content.decode()
-    assert page.count("Để an toàn, chỉ gỡ được sau") == 1
+    assert page.count("Để an toàn, chỉ xóa được sau") == 1
     assert f"{PAGE}{kept}/remove/" not in page
     answer = thief.post(f"{PAGE}{kept}/remove/", follow=True)
-    assert "vì tài khoản vừa được cấp lại" in answer.content.decode()
+    assert "vì mật khẩu vừa được cấp lại" in answer.content.decode()
     owner = Client(**HERE)
     send(owner, old.show(asked(owner)))
     assert is_in(owner)
     # What came with the case can go at once.
     new = Authenticator.objects.exclude(pk=kept).get().pk
     answer = owner.post(f"{PAGE}{new}/remove/", follow=True)
-    assert "Đã gỡ." in answer.content.decode()
+    assert "Đã xóa." in answer.content.decode()
 
 
 def test_after_the_day_they_can_go(lan, login, open_case):
@@ -232,7 +232,7 @@ def test_where_browsers_have_none_the_list_says_so(login):
     client = Client(HTTP_HOST="192.0.2.7")
     sign_in(client, login.username, CHOSEN)
     page = client.get(PAGE).content.decode()
-    assert "cần có https" in page and ADD not in page
+    assert "chưa dùng được vân tay hoặc khuôn mặt" in page and ADD not in page
     assert client.get(ADD)["Location"] == PAGE
     assert client.post(ADD + "options/").status_code == 404
     assert not re.search("passkeys.js", page)

@@ -418,10 +418,15 @@ def catalog():
         return read_po(file)
 
 
+def _plain(message) -> str | tuple:
+    """An id of a catalog; one with a plural as a pair."""
+    return message.id if isinstance(message.id, str) else tuple(message.id)
+
+
 def test_compiled_catalog_is_that_of_the_source():
     with open(LOCALE / "django.mo", "rb") as file:
-        compiled = {message.id: message.string for message in read_mo(file) if message.id}
-    assert compiled == {message.id: message.string for message in catalog() if message.id}
+        compiled = {_plain(one): list(one.string) for one in read_mo(file) if one.id}
+    assert compiled == {_plain(one): list(one.string) for one in catalog() if one.id}
 
 
 def test_every_text_is_translated_and_every_translation_used():
@@ -430,21 +435,53 @@ def test_every_text_is_translated_and_every_translation_used():
     assert used == set(translated)
     assert all(translated.values())
     for source, text in translated.items():
-        assert re.findall(r"%\(\w+\)s", source) == re.findall(r"%\(\w+\)s", text)
+        for one, its in ((source, text),) if isinstance(source, str) else zip(source, text * 2, strict=True):
+            assert re.findall(r"%\(\w+\)s", one) == re.findall(r"%\(\w+\)s", its)
 
 
-def _of_python() -> set[str]:
-    found = set()
+ONE_WORD_FOR_ONE_THING = {
+    r"mã xác nhận|mã trong thư": "mã xác thực",
+    r"(?<!ngừng )liên kết": "đường dẫn",
+    r"\bthư\b(?! rác)": "email",
+    r"\bgỡ\b": "xóa",
+    r"giấy tờ tùy thân|(?<!thẻ )căn cước": "thẻ căn cước",
+    r"chọn (một )?mật khẩu": "đặt mật khẩu",
+    r"\bxin (?!mã|lỗi|chờ|cấp)": "hãy",
+    r"(?<!số )điện thoại (đã )?đăng ký": "số điện thoại …",
+}
+"""What is not said → what is."""
+
+
+def test_one_word_for_one_thing():
+    texts = [
+        text for one in catalog() for text in ((one.string,) if isinstance(one.string, str) else one.string)
+    ]
+    pages = [
+        *PACKAGE.rglob("templates/**/*.html"),
+        PACKAGE / "locale_others" / "vi" / "LC_MESSAGES" / "django.po",
+    ]
+    texts += [file.read_text() for file in pages]
+    for text in texts:
+        for not_this, right in ONE_WORD_FOR_ONE_THING.items():
+            found = re.search(not_this, text, re.I)
+            assert not found, f"“{found and found[0]}” is “{right}”: {text}"
+
+
+def _of_python() -> set[str | tuple[str, str]]:
+    """A text with a plural is both, as a pair."""
+    found: set[str | tuple[str, str]] = set()
     for file in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "_":
-                assert isinstance(node.args[0], ast.Constant), f"{file}: {ast.unparse(node)}"
-                found.add(node.args[0].value)
+            if isinstance(node, ast.Call) and (name := getattr(node.func, "id", "")) in ("_", "ngettext"):
+                words = node.args[: 2 if name == "ngettext" else 1]
+                assert all(isinstance(one, ast.Constant) for one in words), f"{file}: {ast.unparse(node)}"
+                said = tuple(one.value for one in words)
+                found.add(said if name == "ngettext" else said[0])
     return found
 
 
-def _of_templates() -> set[str]:
-    found = set()
+def _of_templates() -> set[str | tuple[str, str]]:
+    found: set[str | tuple[str, str]] = set()
     for file in PACKAGE.rglob("templates/**/*.html"):
         template = Template(file.read_text(), engine=engines["django"].engine)
         for node in template.nodelist.get_nodes_by_type(object):
@@ -452,5 +489,8 @@ def _of_templates() -> set[str]:
                 case "TranslateNode":
                     found.add(node.filter_expression.var.literal or str(node.filter_expression.var))
                 case "BlockTranslateNode":
-                    found.add(node.render_token_list(node.singular)[0])
+                    said = tuple(
+                        node.render_token_list(one)[0] for one in (node.singular, node.plural) if one
+                    )
+                    found.add(said if node.plural else said[0])
     return found

@@ -18,7 +18,7 @@ from caplai.store.keyring import SIGNING
 from caplai.store.models import Login
 
 SCOPES = {
-    "openid": _("that it is you, by a number that is used there alone"),
+    "openid": _("who you are, by a number that is used for this service alone"),
     "email": _("your confirmed email address"),
     "phone": _("your registered phone number"),
     "bhxh_code": _("your social insurance code"),

@@ -36,7 +36,7 @@ def end(request: HttpRequest) -> HttpResponse:
     """End one; the next time it has to ask."""
     name = grants.end_agreement(request.user, request.POST.get("client_id", ""))
     if name is not None:
-        said = _("%(name)s can ask for nothing more until you sign in there again.")
+        said = _("From now on %(name)s cannot see your information, until you sign in there again.")
         messages.success(request, said % {"name": name})
     return redirect("account_apps")
 

@@ -13,14 +13,14 @@ def inside(browser, citizen, login):
 
 
 def test_they_are_seen_and_ended(inside):
-    assert "không đăng nhập vào dịch vụ nào khác" in inside.get("/account/apps/").content.decode()
+    assert "đăng nhập dịch vụ nào khác" in inside.get("/account/apps/").content.decode()
     clinic, bank = Party(scopes=["email"]), Party(name="Ngân hàng")
     ended, kept = clinic.tokens(inside, scope="openid email"), bank.tokens(inside)
     page = inside.get("/account/apps/").content.decode()
     assert page.index("Ngân hàng") < page.index("Phòng khám") and "email" in page
     assert "Ngân hàng, Phòng khám" in inside.get("/").content.decode()
     answer = inside.post("/account/apps/end/", {"client_id": clinic.id}, follow=True)
-    assert "Phòng khám không hỏi được gì nữa" in answer.content.decode()
+    assert "Từ nay Phòng khám không xem được thông tin của bạn nữa" in answer.content.decode()
     assert clinic.refresh(ended["refresh_token"]).json() == {"error": "invalid_grant"}
     assert userinfo(ended["access_token"]).status_code == 401
     assert userinfo(kept["access_token"]).status_code == 200

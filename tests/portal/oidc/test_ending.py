@@ -182,7 +182,7 @@ def test_a_scope_that_the_agency_takes_away_is_gone_from_what_lives(inside, citi
     code = agree(inside, office.asks(**asked))["code"]
     before = userinfo(tokens["access_token"]).json()
     assert before["phone_number"] == "+84327000686" and before["bhxh_code"] == citizen.code
-    knows = "mã số bảo hiểm xã hội của bạn"
+    knows = "mã số BHXH của bạn"
     assert knows in inside.get("/account/apps/").content.decode()
     clients.change(office.id, scopes=["phone"])
     left = {name: before[name] for name in before if name != "bhxh_code"}

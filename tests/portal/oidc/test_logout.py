@@ -68,8 +68,8 @@ def test_who_stays_is_in_and_the_clients_tokens_end(inside, clinic):
 
 def test_the_page_says_who_asks_and_who_is_in(inside, clinic, citizen):
     page = inside.get(OUT, {"client_id": clinic.id, "lang": "en"}).content.decode()
-    assert "Phòng khám sends you here" in page and citizen.code in page and "0327xxx686" in page
-    assert "sends you here" not in inside.get(OUT, {"client_id": "nobody"}).content.decode()
+    assert "Phòng khám sent you here" in page and citizen.code in page and "0327xxx686" in page
+    assert "sent you here" not in inside.get(OUT, {"client_id": "nobody"}).content.decode()
 
 
 def test_no_link_and_no_other_sites_form_signs_anybody_out(inside, clinic):
