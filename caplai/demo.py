@@ -1,8 +1,11 @@
 """`caplai demo`: the whole service with sample citizens and a simulated carrier, in a folder of its own."""
 
+import importlib.util
 import json
 import os
 import random
+import shlex
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -17,6 +20,9 @@ from caplai.config import Config, TextSettings, load
 CITIZENS = 1000
 PHONES_PORT = 8001
 """The virtual phones' port, if it is free."""
+EXAMPLE_PORT = 9000
+"""The example client's, likewise."""
+_EXAMPLE = "Phòng khám ví dụ"
 _PATIENCE = 20.0
 """Seconds that a step may take at the most."""
 _MARK = "caplai_demo_is_being_made"
@@ -55,6 +61,8 @@ def run(config: Config, *, script: bool) -> int:
                 if script:
                     return _script(config, citizens, phones, pages)
                 _show(config, citizens, phones, pages)
+                _show_example(config, pages)
+                click.echo("\nCtrl-C stops all of it.")
                 processes.tend_until_stopped(children, database)
             finally:
                 children.stop()
@@ -223,16 +231,65 @@ def _message(config: Config, code: str) -> str:
 
 
 def _show(config: Config, citizens: list[dict[str, str]], phones: str, pages: str) -> None:
-    if config.public_url is None:  # browsers have passkeys for names only, and this one without https
-        pages = pages.replace("//127.0.0.1:", "//localhost:")
-    click.echo(f"\n  the virtual phone   {phones}\n  the sign-in page    {pages}\n")
+    click.echo(f"\n  the virtual phone   {phones}\n  the sign-in page    {_named(config, pages)}\n")
     click.echo(f"Three of the {len(citizens)} citizens to try:\n")
     for citizen in citizens[:3]:
         text = _message(config, citizen["code"])
         click.echo(f"  {citizen['name']:<20} phone {citizen['phone']}   text: {text}")
     short_code = config.service.short_codes[0]
     click.echo(f"\nText it to {short_code} from the virtual phone, then sign in with what comes back.")
-    click.echo("Ctrl-C stops all of it.")
+
+
+def _named(config: Config, pages: str) -> str:
+    """The pages' address for browsers, which have passkeys for names only, and for this one without https."""
+    return pages.replace("//127.0.0.1:", "//localhost:") if config.public_url is None else pages
+
+
+def _show_example(config: Config, pages: str) -> None:
+    """Register the example client, and say how it is started; nothing where it is not at hand, as in a wheel."""
+    program = Path(__file__).parents[1] / "examples" / "oidc-client" / "client.py"
+    keyring = config.open_keyring()
+    if not program.exists() or not keyring.writable:
+        return
+    from django.db import connection
+
+    from caplai.portal.oidc import clients
+    from caplai.service.keys import rotate
+    from caplai.store.db import connect
+    from caplai.store.keyring import SIGNING
+
+    wanted = 0 if config.port == 0 else EXAMPLE_PORT
+    port = _free("127.0.0.1", wanted) or processes.free_port("127.0.0.1", 0)
+    base = f"http://127.0.0.1:{port}"
+    back, bye = [f"{base}/back"], [f"{base}/"]
+    client = next((one for one in clients.every() if one.name == _EXAMPLE), None)
+    if client is None:
+        client, _ = clients.add(_EXAMPLE, back, ["phone"], post_logout_uris=bye, public=True)
+    else:
+        clients.change(client.id, redirect_uris=back, post_logout_uris=bye)
+    connection.close()
+    if not keyring.read().get(SIGNING):  # at once: there is no other host that has to read it first
+        with connect() as conn:
+            rotate(conn, keyring, SIGNING, config.keys.lead, config.keys.silence, now=True)
+    python = _from_here(Path(sys.executable))
+    words = [
+        python,
+        _from_here(program),
+        "--issuer",
+        _named(config, pages).rstrip("/"),
+        "--client-id",
+        client.id,
+    ]
+    words += [] if port == EXAMPLE_PORT else ["--port", str(port)]
+    click.echo("\nAnother site, which people sign in to with their account here. In a second terminal:\n")
+    if importlib.util.find_spec("authlib") is None:
+        click.echo(f"  {python} -m pip install authlib")
+    click.echo(f"  {shlex.join(words)}")
+
+
+def _from_here(path: Path) -> str:
+    """As one types it: relative, where it is in this folder."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 # --- the script ------------------------------------------------------------------------------------

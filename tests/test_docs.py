@@ -89,7 +89,11 @@ def test_every_setting_is_documented():
 
 
 def documents() -> list[Path]:
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return [
+        ROOT / "README.md",
+        *sorted((ROOT / "docs").glob("*.md")),
+        *sorted((ROOT / "examples").glob("*/*.md")),
+    ]
 
 
 def shell_lines(path: Path) -> list[str]:

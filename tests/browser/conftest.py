@@ -25,7 +25,7 @@ SIZES = {"phone": {"width": 360, "height": 740}, "desktop": {"width": 1280, "hei
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """A running `caplai demo`: the two addresses and the three citizens that it prints."""
+    """A running `caplai demo`: what it prints (addresses, citizens, how the example is started), and its folder."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CAPLAI_")}
     environment |= {"CAPLAI_DATA_DIR": str(tmp_path_factory.mktemp("demo")), "CAPLAI_PORT": "0"}
     if "CAPLAI_PG_BIN" in os.environ:
@@ -41,6 +41,8 @@ def demo(tmp_path_factory):
         yield {
             "phone": re.search(r"the virtual phone\s+(\S+)", said)[1],
             "pages": re.search(r"the sign-in page\s+(\S+)", said)[1],
+            "example": re.search(r"^  (\S+ \S*client\.py .*)$", said, re.MULTILINE)[1],
+            "folder": Path(environment["CAPLAI_DATA_DIR"]) / "demo",
             "citizens": re.findall(r"phone \+84(\d{9})\s+text: BH MK (\d{10})", said),
         }
     finally:

@@ -3,11 +3,16 @@
 `caplai demo` runs as its user would run it. SCREENSHOTS=FOLDER keeps a picture of each page.
 """
 
+import os
 import re
+import shlex
+import subprocess
+import sys
 
 import pytest
 
-from tests.browser.conftest import SIZES, launched
+from caplai.demo import _text
+from tests.browser.conftest import SIZES, launched, said_until
 
 pytestmark = pytest.mark.peer
 
@@ -164,3 +169,35 @@ TROUBLE = {
         "all off": "Switch all off",
     },
 }
+
+
+@pytest.mark.slow
+def test_the_command_that_it_prints_starts_the_example_and_one_signs_in_there(demo, chromium):
+    number, code = demo["citizens"][2]
+    example = subprocess.Popen(shlex.split(demo["example"]), stdout=subprocess.PIPE)
+    try:
+        site = re.search(r"Open (\S+)", said_until(example, "\n", 20))[1]
+        page = chromium.new_context().new_page()
+        page.goto(site)
+        page.get_by_role("link", name="Sign in").click()
+        reply = _text(demo["phone"], f"+84{number}", "8079", f"BH MK {code}")
+        page.fill("[name=username]", code)
+        page.fill("[name=password]", re.search(r"Mat khau: (\d{6})", reply)[1])
+        page.locator("main form button").first.click()
+        page.fill("[name=new_password]", "mot mat khau nua")
+        page.get_by_role("button", name="Lưu và tiếp tục").click()
+        assert "Phòng khám ví dụ" in page.inner_text("h1")
+        page.locator("button[value=grant]").click()
+        page.wait_for_selector("#sub")
+        page.get_by_role("link", name="Sign out").click()
+        page.get_by_role("button", name="Đăng xuất", exact=True).click()
+        page.get_by_role("link", name="Sign in").wait_for()
+    finally:
+        example.terminate()
+        example.communicate(timeout=10)
+    # Other commands reach the demo's database as the example's README says.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("CAPLAI_")}
+    environment |= {"CAPLAI_DATA_DIR": str(demo["folder"])}
+    caplai = [sys.executable, "-m", "caplai", "clients"]
+    listed = subprocess.run([*caplai, "list"], env=environment, capture_output=True, text=True, check=True)
+    assert "Phòng khám ví dụ" in listed.stdout and f"{site}/back" in listed.stdout
