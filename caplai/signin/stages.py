@@ -3,6 +3,7 @@
 import secrets
 from uuid import UUID
 
+from allauth.account.internal.flows.login import clear_authentication_records, record_authentication
 from allauth.account.internal.stagekit import clear_login
 from allauth.account.stages import LoginStage
 from allauth.core.internal.httpkit import headed_redirect_response
@@ -70,6 +71,14 @@ class ChoosePasswordStage(LoginStage):
         )
         metrics.choices.labels("passkey" if choice is Choice.CHOSEN else choice.value).inc()
         return self._told(choice)
+
+    def exit(self):
+        """On to the session. To choose is a sign-in of its own, however long it took: what the first page leads to asks
+        for a fresh one.
+        """
+        clear_authentication_records(self.request)
+        record_authentication(self.request, self.login.user, method="password")
+        return super().exit()
 
     def _told(self, choice: Choice) -> Choice:
         if choice is Choice.ENDED:

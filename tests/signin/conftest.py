@@ -124,8 +124,14 @@ class App:
         return self.call("GET", "auth/session").status_code == 200
 
 
+@pytest.fixture(scope="session")
+def api_described() -> None:
+    """Once, and before a test's transaction: on a busy machine it takes longer than one may stand idle."""
+    described._document()
+
+
 @pytest.fixture
-def app(db) -> App:
+def app(api_described, db) -> App:
     return App()
 
 

@@ -1,5 +1,7 @@
 """The main job's end: the password from the text, one of one's own, and who is in; by page and by app."""
 
+import time
+
 import pytest
 from django.db import IntegrityError, transaction
 from django.test import Client
@@ -142,6 +144,20 @@ def test_operator_signs_in_by_name(browser, app, operator):
 def test_operator_cannot_have_the_name_of_a_code(citizen):
     with pytest.raises(IntegrityError), transaction.atomic():
         Login(username=citizen.code, is_staff=True).save()
+
+
+def test_who_takes_long_to_choose_need_not_sign_in_again(browser, app, citizen, open_case):
+    """What the first page leads on to, an e-mail address, wants a fresh sign-in; to choose is one."""
+    opened = open_case()
+    sign_in(browser, citizen.code, opened.password)
+    session = browser.session
+    [record] = session["account_authentication_methods"]
+    session["account_authentication_methods"] = [{**record, "at": record["at"] - 50 * 60}]
+    session.save()
+    browser.post("/choose-password/", {"new_password": CHOSEN})
+    assert browser.get("/account/email/add/").status_code == 200
+    [record] = browser.session["account_authentication_methods"]
+    assert (record["method"], time.time() - record["at"] < 60) == ("password", True)
 
 
 def test_old_password_works_until_another_is_chosen(citizen, login, open_case):
