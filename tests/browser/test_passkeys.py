@@ -225,7 +225,7 @@ def test_a_fingerprint_instead_of_a_password(demo, chromium, see, size, language
     person.signs_in(issued)
     page.locator(".errors").wait_for()
 
-    # Forgotten that there is one: the device says so.
+    # Forgotten that there is one: the device says so, and it is one tap to be in by it.
     issued = person.texts()
     person.signs_in(issued)
     page.wait_for_url("**/choose-password/")
@@ -233,6 +233,13 @@ def test_a_fingerprint_instead_of_a_password(demo, chromium, see, size, language
     person.button("take").click()
     page.get_by_text(words["there"]).wait_for()
     see(page, "passkey-there")
+    finger.set(right=False)
+    person.button("finger").click()
+    page.get_by_text(words["failed"]).wait_for()
+    finger.set()
+    person.button("finger").click()
+    assert person.is_in()
+    assert len(finger.passkeys) == 1
     assert [error for error in person.errors if "status of 200" not in error] == []
     person.context.close()
 

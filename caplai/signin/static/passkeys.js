@@ -4,7 +4,8 @@
   const place = document.querySelector("template[data-passkey]");
   const ours = window.PublicKeyCredential;
   if (!place || !ours || !navigator.credentials) return;
-  const { passkey: ceremony, device } = place.dataset;
+  const { device } = place.dataset;
+  let ceremony = place.dataset.passkey;
   const can = async (what) => { try { return Boolean(ours[what] && await ours[what]()); } catch { return false; } };
   const here = await can("isUserVerifyingPlatformAuthenticatorAvailable");
   const filled = ceremony === "get" && await can("isConditionalMediationAvailable");
@@ -64,7 +65,14 @@
     } catch (error) {
       if (error.name === "Over") return form.submit(); // the page that comes says why
       options = null; // another try, another challenge
-      say(error.name === "InvalidStateError" ? "there" : "failed");
+      const there = error.name === "InvalidStateError";
+      if (there && form.dataset.instead) { // the next tap signs in with the one that is here
+        ceremony = "get";
+        form.action = form.dataset.instead;
+        form.dataset.options = form.dataset.insteadOptions;
+        button.textContent = form.dataset.insteadLabel;
+      }
+      say(there ? "there" : "failed");
     }
   });
 })();
