@@ -56,6 +56,7 @@ MIDDLEWARE = [
     "caplai.signin.middleware.Headers",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "caplai.signin.middleware.Language",
+    "caplai.portal.oidc.middleware.UiLocales",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",

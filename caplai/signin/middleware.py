@@ -124,8 +124,16 @@ class Headers:
         return response
 
 
+def chosen_language(request: HttpRequest) -> str | None:
+    """The language that this person chose, now or before; None: they chose none."""
+    known = dict(settings.LANGUAGES)
+    asked, kept = request.GET.get("lang"), request.COOKIES.get(LANGUAGE_COOKIE)
+    return next((one for one in (asked, kept) if one in known), None)
+
+
 class Language:
-    """Vietnamese, unless a person asked for another language (`?lang=en`, then a cookie).
+    """Vietnamese, unless a person asked for another language (`?lang=en`, then a cookie), or what stands within
+    decided.
 
     Not what the browser says: phones often speak English to people who do not.
     """
@@ -134,15 +142,12 @@ class Language:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
-        known = dict(settings.LANGUAGES)
-        asked = request.GET.get("lang", "")
-        kept = request.COOKIES.get(LANGUAGE_COOKIE, "")
-        language = next((one for one in (asked, kept) if one in known), settings.LANGUAGE_CODE)
+        language = chosen_language(request) or settings.LANGUAGE_CODE
         with translation.override(language):
             request.LANGUAGE_CODE = language
             response = self.get_response(request)
-        response["Content-Language"] = language
-        if asked == language != kept:
+        response.headers.setdefault("Content-Language", language)
+        if request.GET.get("lang") == language != request.COOKIES.get(LANGUAGE_COOKIE):
             response.set_cookie(
                 LANGUAGE_COOKIE,
                 language,

@@ -1,5 +1,6 @@
-"""Lets a form of ours end at a client: Chromium holds the redirects after a form's POST to `form-action`, too.
+"""Pages of ours behind which a client waits: where their forms may lead, and in which language they are.
 
+FormAction lets a form of ours end at a client: Chromium holds the redirects after a form's POST to `form-action`, too.
 The pages that lead to a client are its consent, the sign-in with its stages while an authorization request waits behind
 them, and the question whether to sign out. Only on these, only where the request names a client and an address of its,
 that one origin is added.
@@ -10,12 +11,52 @@ from urllib.parse import parse_qs, urlsplit
 
 from allauth.account.internal.stagekit import LOGIN_SESSION_KEY
 from allauth.idp.oidc.models import Client
+from django.conf import settings
 from django.contrib.auth import REDIRECT_FIELD_NAME
 from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
+from django.utils import translation
+
+from caplai.signin.middleware import chosen_language
 
 _POLICY = "Content-Security-Policy"
 _OURS = "form-action 'self'"
+
+
+class UiLocales:
+    """The first language of a client's `ui_locales` that we have (OpenID Connect Core 1.0, 3.1.2.1), for its request
+    and the sign-in before it, unless the person chose one. To stand within what chooses the language.
+    """
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        language = None if chosen_language(request) else _wished(request)
+        if language is None:
+            return self.get_response(request)
+        with translation.override(language):
+            request.LANGUAGE_CODE = language
+            response = self.get_response(request)
+        response["Content-Language"] = language
+        return response
+
+
+def _wished(request: HttpRequest) -> str | None:
+    """In which language the client that waits behind this page would have it."""
+    names = ("idp:oidc:authorization", "idp:oidc:logout", "account_login", "choose_password")
+    if not request.path.startswith(tuple(map(reverse, names))):
+        return None
+    if request.path.startswith(reverse("choose_password")):
+        request.session.get(LOGIN_SESSION_KEY)  # where it waits then
+    clients = tuple(map(reverse, names[:2]))
+    known = dict(settings.LANGUAGES)
+    for url in _waiting(request):
+        if isinstance(url, str) and url.startswith(clients):
+            wished = parse_qs(urlsplit(url).query).get("ui_locales", [""])[0].split()
+            languages = (tag.lower().partition("-")[0] for tag in wished)
+            return next((language for language in languages if language in known), None)
+    return None
 
 
 class FormAction:

@@ -415,6 +415,39 @@ def test_redirect_uris_that_the_agency_cannot_register(db):
             clients.add("Phòng khám", [BACK], [], post_logout_uris=[uri])
 
 
+def test_a_client_says_in_which_language_until_the_person_does(browser, citizen, login, open_case, party):
+    clinic = party()
+    in_english, given = clinic.asks(ui_locales="fr-CA en-US vi"), {"username": citizen.code, "password": "x"}
+
+    def language(answer):
+        page = answer.content.decode()
+        assert f'<html lang="{answer["Content-Language"]}">' in page
+        skip = {"vi": "Đến thẳng nội dung chính", "en": "Skip to the content"}
+        assert skip[answer["Content-Language"]] in page
+        return answer["Content-Language"]
+
+    for asked in (
+        clinic.asks(),
+        clinic.asks(ui_locales="fr"),
+        clinic.asks(ui_locales="vi en"),
+        "/?ui_locales=en",
+    ):
+        assert language(browser.get("/login/", {"next": asked})) == "vi"
+    there = browser.get(in_english)["Location"]
+    assert language(browser.get(there)) == "en"
+    assert language(browser.post("/login/", given | {"next": in_english})) == "en"
+    assert language(browser.get("/login/")) == "vi"
+    answer = browser.post("/login/", given | {"password": open_case().password, "next": in_english})
+    assert language(browser.get(answer["Location"])) == "en"
+    answer = browser.post(answer["Location"], {"new_password": "một mật khẩu khác"})
+    page = browser.get(answer["Location"])
+    assert page["Content-Language"] == "en" and "learns" in page.content.decode()
+    assert language(browser.get("/identity/o/logout?ui_locales=en")) == "en"
+    assert "lang" not in browser.cookies
+    assert browser.get(in_english + "&lang=vi")["Content-Language"] == "vi"
+    assert browser.get(in_english)["Content-Language"] == "vi"  # the person chose it, for good
+
+
 def test_the_policy_lets_forms_end_at_the_waiting_client_alone(browser, citizen, login, open_case, party):
     clinic, app = party(), party(redirect_uris=["vn.gov.example.app:/back"])
 
