@@ -13,13 +13,18 @@ for (const field of document.querySelectorAll("[data-fragment]")) {
   field.closest(".field").hidden = true;
   history.replaceState(null, "", location.pathname);
 }
+const IMPATIENCE = 4000; // milliseconds: later it is somebody who stopped the page, and tries again
 for (const form of document.forms) {
   form.addEventListener("submit", (event) => {
-    if (form.dataset.sent) event.preventDefault(); // an impatient second click
-    form.dataset.sent = "yes";
+    if (event.timeStamp - form.dataset.sent < IMPATIENCE) event.preventDefault();
+    else form.dataset.sent = event.timeStamp;
   });
 }
 addEventListener("pageshow", () => { for (const form of document.forms) delete form.dataset.sent; });
+for (const told of document.querySelectorAll("[data-network]"))
+  told.hidden = (told.dataset.network === "none") === navigator.onLine;
+for (const link of document.querySelectorAll("[data-again]"))
+  link.addEventListener("click", (event) => { event.preventDefault(); location.reload(); }); // keeps what stands after #
 const errors = document.querySelector(".errors");
 if (errors) { errors.tabIndex = -1; errors.focus(); }
 // Without a network a page shows that says how to text for a password.

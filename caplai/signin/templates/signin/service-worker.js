@@ -1,9 +1,9 @@
 {% load static %}"use strict";
-// Without a network it shows a page that says so, from which one can still text for a password. Whatever else is asked
-// goes to the network and is kept nowhere: pages are somebody's.
+// When a page cannot be fetched it shows one that says so, from which one can still text for a password. Whatever else is
+// asked goes to the network and is kept nowhere: pages are somebody's.
 const NAME = "offline-{{ version }}";
 const PAGE = "{% url 'offline' %}";
-const FILES = [PAGE, "{% static 'caplai.css' %}", "{% static 'caplai.svg' %}"];
+const FILES = [PAGE, "{% static 'caplai.css' %}", "{% static 'caplai.js' %}", "{% static 'caplai.svg' %}"];
 
 addEventListener("install", (event) => event.waitUntil((async () => {
   const kept = await caches.open(NAME);
@@ -18,6 +18,9 @@ addEventListener("activate", (event) => event.waitUntil((async () => {
 
 addEventListener("fetch", (event) => {
   const { request } = event;
+  // What a form sent is the browser's alone: it asks before it sends that again (on Back, as a POST that only its own
+  // cache may answer, which fetch() refuses).
+  if (request.method !== "GET" || request.cache === "only-if-cached") return;
   if (request.mode === "navigate") {
     event.respondWith(fetch(request).catch(() => caches.match(PAGE)));
   } else if (FILES.includes(request.url.slice(location.origin.length))) {
