@@ -108,7 +108,9 @@ class ShownEntry(TypedDict):
 
     at: Time
     what: str
-    """`case` (a re-issue), `otp`, `signed_in`, `wrong_passwords`, `password_changed`, …"""
+    """`case` (a re-issue), `otp`, `signed_in`, `wrong_passwords`, `password_changed`,
+    `service_signed_in`, `service_ended`, …
+    """
     title: str
     """For people, in their language, as are the details."""
     details: list[str]
@@ -119,6 +121,8 @@ class ShownEntry(TypedDict):
     client: str | None
     how: str | None
     """Of a sign-in: `password` or `passkey`."""
+    service: str | None
+    """The other service that somebody signed in to (`service_signed_in`) or ended (`service_ended`)."""
     count: int
     """Of a case: texts with its password; else wrong tries."""
     state: str | None
@@ -271,6 +275,7 @@ def _entry(entry: Entry) -> ShownEntry:
         "phone": entry.phone or None,
         "client": entry.client or None,
         "how": entry.how or None,
+        "service": entry.service or None,
         "count": entry.count,
         "state": entry.state or None,
         "until": _time(entry.until),

@@ -7,6 +7,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
+from caplai.service.federation import SIGNED_IN_TO
 from caplai.service.history import AGAIN, CASE, CLOSED, LOCKED, OTP, REFUSED, WRONG_PASSWORDS, Entry
 from caplai.signin.client import name_of
 
@@ -45,6 +46,8 @@ def _asked(channel: str) -> str:
 def _title(entry: Entry) -> str:
     if entry.what == OTP and entry.channel == "email":
         return _("Somebody asked on this site for a code by email")
+    if entry.service:
+        return _service(entry)
     return {
         OTP: _("Somebody asked on this site for a code (OTP)"),
         AGAIN: _("The same password was sent again"),
@@ -65,6 +68,13 @@ def _title(entry: Entry) -> str:
         "reported": _("Somebody said: this was not me. The account was locked"),
         "hold_lifted": _("The agency opened the account again"),
     }[entry.what]
+
+
+def _service(entry: Entry) -> str:
+    name = {"name": entry.service}
+    if entry.what == SIGNED_IN_TO:
+        return _("Signed in to the service: %(name)s") % name
+    return _("Ended the service: %(name)s") % name
 
 
 def _sent(entry: Entry) -> str | None:

@@ -18,7 +18,7 @@ from django.conf import settings
 from caplai.domain import msisdn
 from caplai.domain.grammar import Grammar, Reissue, understand
 from caplai.domain.policy import GRANTED, Outcome
-from caplai.service import addressbook, passkeys, report
+from caplai.service import addressbook, federation, passkeys, report
 from caplai.service.changing import PASSWORD_CHANGED
 from caplai.service.credentials import SIGNED_IN
 from caplai.service.sittings import SIGNED_OUT, SIGNED_OUT_ELSEWHERE
@@ -47,6 +47,8 @@ EVENTS = (
     passkeys.REMOVED,
     addressbook.ADDED,
     addressbook.REMOVED,
+    federation.SIGNED_IN_TO,
+    federation.ENDED,
     report.REPORTED,
     report.LIFTED,
 )
@@ -74,6 +76,8 @@ class Entry:
     """Program and system, coarsely (signin/client.py)."""
     how: str = ""
     """By what somebody signed in: `password`, `passkey`."""
+    service: str = ""
+    """The other service that somebody signed in to, or that was ended, by its name then."""
     count: int = 0
     """Of a case: texts with its password. Of an OTP: wrong tries. Else: wrong passwords."""
     state: str = ""
@@ -273,6 +277,7 @@ def _of_events(rows: Iterable[tuple]) -> list[Entry]:
                 what=kind,
                 client=said.get("client", ""),
                 how=said.get("how", ""),
+                service=said.get("service", ""),
                 count=said.get("wrong", 0),
             )
         )

@@ -91,6 +91,15 @@ def end_granted_from(login: Login, place: Place) -> None:
         Token.objects.filter(there, user=login).delete()
 
 
+def is_first(login: Login, client: Client, code: Token) -> bool:
+    """Whether the client gets its first tokens from this session of the person's. (One that sends people here silently,
+    or at each visit, would fill the account's history.)
+    """
+    sitting = (code.data or {}).get("sitting")
+    given = Token.objects.filter(user=login, client=client, data__sitting=sitting)
+    return sitting is None or not given.exclude(type=Token.Type.AUTHORIZATION_CODE).exists()
+
+
 def _living(login: Login) -> QuerySet[Token]:
     """What still opens something: a client that renews every ten minutes leaves thousands that were used."""
     return Token.objects.valid().filter(~Q(data__has_key="used"), user=login, data__stamp=login.stamp)
@@ -133,5 +142,7 @@ def end_agreement(login: Login, client_id: str) -> str | None:
     with transaction.atomic():
         lock(login.account_id)
         row = rows.first()
+        if row is not None and row.client is not None and _living(login).filter(client=row.client).exists():
+            federation.tell_end(login, row.client.name)
         rows.delete()
     return row.client.name if row is not None and row.client is not None else None

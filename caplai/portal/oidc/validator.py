@@ -27,7 +27,7 @@ from oauthlib.openid.connect.core.exceptions import RequestNotSupported, Request
 from caplai.portal.access import proved_at
 from caplai.portal.oidc import grants
 from caplai.portal.oidc.adapter import SCOPES
-from caplai.service import sittings
+from caplai.service import federation, sittings
 
 S256 = "S256"
 
@@ -207,6 +207,8 @@ class Validator(OAuthLibRequestValidator):
             token.pop("refresh_token", None)
         if grant.type == Token.Type.REFRESH_TOKEN:
             grants.use(grant)
+        elif grants.is_first(request.user, request.client, grant):
+            federation.tell_sign_in(request.user, request.client.name, (grant.data or {}).get("sitting"))
         for name, row in made.items():
             row.client, row.user = request.client, request.user
             row.set_value(token[name])

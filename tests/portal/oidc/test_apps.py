@@ -1,7 +1,9 @@
 """The clients that somebody signed in to: seen and ended, by page and by app."""
 
 import pytest
+from django.test import Client as Browser
 
+from caplai.store.models import Event
 from tests.portal.oidc.conftest import Party, userinfo
 from tests.signin.conftest import CHOSEN, App, sign_in
 
@@ -25,6 +27,38 @@ def test_they_are_seen_and_ended(inside):
     assert userinfo(ended["access_token"]).status_code == 401
     assert userinfo(kept["access_token"]).status_code == 200
     assert inside.post("/account/apps/end/", {"client_id": "\0nobody"})["Location"] == "/account/apps/"
+
+
+def test_they_are_in_what_happened(inside, citizen, login):
+    clinic = Party()
+    tokens = clinic.tokens(inside)
+    again = clinic.refresh(tokens["refresh_token"]).json()
+    more = clinic.tokens(inside)  # as a client that sends people here at each visit
+    assert Event.objects.filter(kind="service_signed_in").count() == 1
+    phone = Browser()
+    sign_in(
+        phone, citizen.code, CHOSEN, headers={"User-Agent": "Mozilla/5.0 (Windows NT 10.0) Firefox/120.0"}
+    )
+    clinic.tokens(phone)
+    for _ in range(2):
+        inside.post("/account/apps/end/", {"client_id": clinic.id})
+    there, ended = Event.objects.filter(kind__startswith="service").order_by("id")[1:]
+    assert (there.login_id, there.data) == (login.pk, {"service": "Phòng khám", "client": "firefox/windows"})
+    assert (ended.login_id, ended.kind, ended.data) == (login.pk, "service_ended", {"service": "Phòng khám"})
+    told = str(list(Event.objects.values()))
+    for given in (tokens, again, more):
+        assert not [secret for secret in given.values() if len(str(secret)) > 20 and str(secret) in told]
+
+    page = inside.get("/account/history/").content.decode()
+    assert page.index("Đã ngừng liên kết dịch vụ: Phòng khám") < page.index("Đăng nhập dịch vụ: Phòng khám")
+    assert "Firefox trên Windows" in page
+    page = inside.get("/account/history/?lang=en").content.decode()
+    assert "Ended the service: Phòng khám" in page and "Signed in to the service: Phòng khám" in page
+    app = App()
+    app.sign_in(citizen.code, CHOSEN)
+    what = [(one["what"], one["service"]) for one in app.call("GET", "account/history").json()["data"]]
+    assert what[:2] == [("signed_in", None), ("service_ended", "Phòng khám")]
+    assert what.count(("service_signed_in", "Phòng khám")) == 2
 
 
 def test_an_app_does_the_same(inside, citizen):
