@@ -71,7 +71,7 @@ def summary(request: HttpRequest) -> dict[str, Any]:
         "unasked": [tell(entry) for entry in unasked(request)],
         "until": until,
         "kept": [
-            {"kind": kind, "name": name}
+            {"kind": kind, "name": name, "since": since}
             for kind, name, since in [*keys, *addresses]
             if before and (since is None or since <= before)
         ],

@@ -39,6 +39,8 @@ class KeptAfterReissue(TypedDict):
 
     kind: Literal["passkey", "email"]
     name: str
+    since: Time | None
+    """Of an address null: longer than this service knows."""
 
 
 @shape
@@ -149,6 +151,9 @@ class Account(OfOwner):
     def get(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
         shown = summary(request)
         until = shown["until"]
+        kept: list[KeptAfterReissue] = [
+            {"kind": one["kind"], "name": one["name"], "since": _time(one["since"])} for one in shown["kept"]
+        ]
         data: ShownAccount = {
             "code": shown["account"].code,
             "phone": shown["phone"],
@@ -158,7 +163,7 @@ class Account(OfOwner):
             "emails": shown["emails"],
             "signed_in": shown["signed_in"],
             "unasked_reissues": [_reissue(entry) for entry in unasked(request)],
-            "after_reissue": {"kept_until": until.isoformat(), "kept": shown["kept"]} if until else None,
+            "after_reissue": {"kept_until": until.isoformat(), "kept": kept} if until else None,
         }
         return APIResponse(request, data=data)
 

@@ -1,9 +1,14 @@
 """At which e-mail addresses the owner of an account is surely reached. (addressbook.py lets the owner change them.)"""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from caplai.store.models import Account, Address
+
+YOUNG = timedelta(days=7)
+"""An address that was confirmed so lately cannot report, and is no way back after a re-issue: it may be that of whom
+there is to report.
+"""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -15,9 +20,9 @@ class Confirmed:
     since: datetime | None
     """None: as old as can be."""
 
-    def is_older(self, than: datetime) -> bool:
-        """Whether it was there before this moment, or at it."""
-        return self.since is None or self.since <= than
+    def was_young(self, at: datetime) -> bool:
+        """Whether it was there at this moment, and had not been for long."""
+        return self.since is not None and at - YOUNG < self.since <= at
 
 
 def confirmed(code: str) -> list[Confirmed]:

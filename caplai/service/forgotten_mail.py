@@ -1,7 +1,7 @@
 """The e-mail of a forgotten password: six digits for the page that asked, and a link that needs none of it.
 
-Both are derived with the request's issuing key when the mail is written, and stand in no table. It goes to every
-confirmed address of the account, and to nothing else; no password is ever mailed.
+Both are derived with the request's issuing key when the mail is written, and stand in no table. It goes to the
+confirmed addresses of the account (`reached`), and to nothing else; no password is ever mailed.
 """
 
 import hashlib
@@ -9,16 +9,18 @@ from collections.abc import Iterable
 from datetime import timedelta
 from uuid import UUID
 
+from django.db.models.functions import Now
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from caplai.domain import capability, otp
 from caplai.domain.letters import Code, Link, Part
 from caplai.service import mail
-from caplai.service.addresses import Confirmed, confirmed
+from caplai.service.addresses import YOUNG, Confirmed, confirmed
 from caplai.service.mail import Site
 from caplai.store.keyring import KeyringError
 from caplai.store.mails import Due
+from caplai.store.models import Case
 
 KIND = "recover"
 LABEL = "recover"
@@ -27,8 +29,15 @@ PAGE = "/recover/link/"
 
 
 def reached(code: str) -> list[Confirmed]:
-    """Whom a mail for this code goes to; the same statements for a code that nobody has."""
-    return confirmed(code)
+    """Whom a mail for this code goes to; the same statements for a code that nobody has.
+
+    An address that was young when a case was used is passed over for as long as that is from then on. Somebody who had
+    the phone for five minutes may have added it, and the owner, who has just got back in, may not remove it for a day
+    (cooling.py): it must not open the account before.
+    """
+    used = Case.objects.filter(account=code, ended_as=Case.End.USED, ended_at__gt=Now() - YOUNG)
+    moments = list(used.values_list("ended_at", flat=True))
+    return [address for address in confirmed(code) if not any(map(address.was_young, moments))]
 
 
 def fingerprint(addresses: Iterable[Confirmed]) -> bytes | None:

@@ -17,7 +17,7 @@ from django.utils.translation import gettext as _
 from caplai.domain import capability
 from caplai.domain.letters import Block, Link, Part
 from caplai.service import mail
-from caplai.service.addresses import confirmed
+from caplai.service.addresses import YOUNG, confirmed
 from caplai.service.keys import OPENING
 from caplai.service.mail import Site
 from caplai.store import db
@@ -25,8 +25,6 @@ from caplai.store.mails import Due
 
 LABEL = "report"
 """What the token of a notice's link is good for (domain/capability.py)."""
-YOUNG = timedelta(days=7)
-"""An address that was confirmed so lately cannot report: it may be that of whom there is to report."""
 
 WHAT: dict[str, Callable[[], tuple[str, str]]] = {
     "reported": lambda: (

@@ -25,9 +25,10 @@ from django.db.models.functions import Now
 
 from caplai.domain import capability, msisdn
 from caplai.service import notices
+from caplai.service.addresses import YOUNG
 from caplai.service.cooling import COOLING, cooling_until
 from caplai.service.credentials import lock, login_of
-from caplai.service.notices import LABEL, YOUNG
+from caplai.service.notices import LABEL
 from caplai.store.models import (
     Account,
     Address,

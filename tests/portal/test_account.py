@@ -16,7 +16,7 @@ from caplai.domain.issuing import Inputs, derive
 from caplai.service import credentials
 from caplai.service.reissue import reissue_inbox
 from caplai.store.models import (
-    Account,
+    Address,
     Case,
     Device,
     Event,
@@ -63,13 +63,23 @@ def test_first_page(signed_in, citizen):
 
 
 def test_after_a_re_issue_it_lists_what_was_there_before(browser, citizen, open_case):
-    Account.objects.update(created_at=timezone.now() - timedelta(days=30))
+    added = timezone.now() - timedelta(minutes=10)
+    Address.objects.create(account=citizen.code, email="ai@example.vn", confirmed_at=added)
     sign_in(browser, citizen.code, open_case().password)
     browser.post("/choose-password/", {"new_password": CHOSEN})
     until = timezone.localtime(Case.objects.get().ended_at + timedelta(hours=24)).strftime("%H:%M %d/%m/%Y")
     page = text_of(browser, "/")
     assert "Mật khẩu vừa được cấp lại" in page
-    assert re.search(rf"chỉ xóa được sau {until} : Email: lan@example.vn", page)
+    assert f"chỉ xóa được sau {until} : Email: lan@example.vn , đã đăng ký tại cơ quan BHXH" in page
+    at = timezone.localtime(added).strftime("%H:%M %d/%m/%Y")
+    assert f"ai@example.vn , thêm lúc {at} Có mục nào không phải của bạn? Không phải tôi" in page
+    app = App()
+    app.sign_in(citizen.code, CHOSEN)
+    kept = app.call("GET", "account/").json()["data"]["after_reissue"]["kept"]
+    assert [(one["name"], one["since"]) for one in kept] == [
+        ("lan@example.vn", None),
+        ("ai@example.vn", added.isoformat()),
+    ]
     Case.objects.update(ended_at=timezone.now() - timedelta(hours=25))
     assert "vừa được cấp lại" not in text_of(browser, "/")
 

@@ -3,11 +3,13 @@
 import re
 import threading
 import time
+from datetime import timedelta
 
 import pytest
 from django.db import connections
 from django.db.models import F
 from django.test import Client
+from django.utils import timezone
 
 from caplai.domain.otp import Channel, Sending
 from caplai.domain.policy import Outcome
@@ -74,6 +76,46 @@ def test_the_link_opens_the_page_that_chooses_a_password_in_whatever_browser(bro
         page = late.post("/recover/link/?lang=en", {"token": token})
         assert "This one-time code can no longer be used" in page.content.decode()
     assert not any(PASSWORD in text_of(each) for _, each in post.deliver().mails)
+
+
+THIEF = "thief@example.com"
+
+
+@pytest.mark.parametrize(
+    ("added", "used", "reached"),
+    [
+        (timedelta(hours=25), timedelta(hours=24.5), False),
+        (timedelta(days=13), timedelta(days=6.9), False),
+        (timedelta(days=13), timedelta(days=7.1), True),
+        (timedelta(days=9), timedelta(days=1.9), True),
+        (timedelta(hours=1), timedelta(hours=2), True),
+    ],
+)
+def test_an_address_that_was_young_when_a_case_was_used_is_no_way_back_for_a_week(
+    browser, post, citizen, open_case, added, used, reached
+):
+    """Somebody who had the phone for five minutes added it; the owner, back in, may not remove it for a day."""
+    now = timezone.now()
+    Address.objects.create(account=citizen.code, email=THIEF, confirmed_at=now - added)
+    open_case()
+    Case.objects.update(opened_at=now - used, ended_at=now - used, ended_as="used")
+    said = send(browser, citizen.code)
+    assert len(post.deliver().to(MAIL)) == 1
+    assert len(post.box.to(THIEF)) == reached
+    Account.objects.update(email="")
+    assert words(send(Client(), citizen.code)) == words(said)
+    assert len(post.deliver().to(THIEF)) == 2 * reached
+
+
+def test_what_was_mailed_before_a_case_was_used_is_worth_nothing_after_it(browser, post, citizen, open_case):
+    Address.objects.create(account=citizen.code, email=THIEF, confirmed_at=timezone.now())
+    send(browser, citizen.code)
+    message = post.newest(THIEF)
+    open_case()
+    Case.objects.update(ended_at=timezone.now(), ended_as="used")
+    for path, value in (("link", {"token": token_in(message)}), ("otp", {"otp": code_in(message)})):
+        browser.post(f"/recover/{path}/", value, follow=True)
+    assert not Case.objects.filter(channel="email").exists()
 
 
 def test_who_is_still_signed_in_is_signed_out_by_the_link_and_chooses(browser, post, citizen, open_case, app):
