@@ -34,6 +34,7 @@ PATHS = [
     "/.well-known/openid-configuration",
     "/.well-known/jwks.json",
     "/identity/o/authorize",
+    "/identity/o/logout",
     "/identity/o/api/token",
     "/identity/o/api/userinfo",
     "/identity/o/api/revoke",

@@ -23,7 +23,7 @@ from caplai.portal.oidc import grants
 from caplai.portal.oidc.middleware import leading_to
 from caplai.signin.views import csrf_failure
 
-_KEPT = ("id_token_hint", "client_id", "post_logout_redirect_uri", "state")
+_KEPT = ("id_token_hint", "client_id", "post_logout_redirect_uri", "state", "ui_locales")
 """What the question has to know when it is answered."""
 
 

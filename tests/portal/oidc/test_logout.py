@@ -189,6 +189,16 @@ def test_a_hint_is_used_as_far_as_it_is_proved(inside, clinic, login):
     assert clinic.refresh(mine["refresh_token"]).json()["error"] == gone
 
 
+def test_nonsense_is_left_aside(inside, clinic):
+    good = {"client_id": clinic.id, "post_logout_redirect_uri": BYE}
+    for nonsense in ("\0", "\x7f;%ff\u202e\n", "é" * 300, "../" * 20, "a.b.c", '"><script>', "e30.e30.e30"):
+        for name in ("id_token_hint", "client_id", "state", "logout_hint", "ui_locales"):
+            there = answer(inside, "stay", **good | {name: nonsense})["Location"]
+            assert there.startswith(BYE) if name != "client_id" else there == "/", (name, nonsense)
+            assert "\n" not in there and "<" not in there
+    assert inside.post(OUT, good | {"ui_locales": "en"})["Location"].endswith("&ui_locales=en")
+
+
 def test_without_the_clients_word_it_is_the_persons_to_leave(inside, clinic):
     tokens = clinic.tokens(inside)
     assert answer(inside, "logout", client_id=clinic.id, post_logout_redirect_uri=BYE)["Location"] == BYE
