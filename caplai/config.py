@@ -125,7 +125,9 @@ class Password(Section):
 class LimitSettings(Section):
     """How often a re-issue is given. A request that joins an open case counts for nothing."""
 
-    account_day: int = Field(3, ge=1, description="New cases of one account within 24 hours.")
+    account_day: int = Field(
+        3, ge=1, description="New cases of one account within 24 hours, by whatever way."
+    )
     account_month: int = Field(10, ge=1, description="New cases of one account within 30 days.")
     phone_day: int = Field(5, ge=1, description="New cases of one phone within 24 hours, times its accounts.")
     phone_month: int = Field(
@@ -137,11 +139,17 @@ class LimitSettings(Section):
     web_account_day: int = Field(
         2,
         ge=1,
-        description="The same by page and app, which are free: they end before the paid message does.",
+        description="How many of them page, app and e-mail may open, which are free: they end before the paid message.",
     )
-    web_account_month: int = Field(6, ge=1, description="Of one account within 30 days, by page and app.")
-    web_phone_day: int = Field(4, ge=1, description="Of one phone within 24 hours, by page and app.")
-    web_phone_month: int = Field(12, ge=1, description="Of one phone within 30 days, by page and app.")
+    web_account_month: int = Field(
+        6, ge=1, description="Of one account within 30 days, by page, app and e-mail."
+    )
+    web_phone_day: int = Field(
+        4, ge=1, description="Of one phone within 24 hours, by page, app and e-mail, times its accounts."
+    )
+    web_phone_month: int = Field(
+        12, ge=1, description="Of one phone within 30 days, by page, app and e-mail, times its accounts."
+    )
 
 
 class TextSettings(Section):
@@ -579,12 +587,15 @@ class Config(BaseSettings):
 
     @property
     def web_limits(self) -> Limits:
-        """The limits of what page and app give for nothing."""
+        """The limits of what page, app and e-mail give for nothing: all those of policy_limits, and what is theirs."""
         day, month = timedelta(days=1), timedelta(days=30)
         return replace(
             self.policy_limits,
-            account=(Limit(self.limits.web_account_day, day), Limit(self.limits.web_account_month, month)),
-            phone=(Limit(self.limits.web_phone_day, day), Limit(self.limits.web_phone_month, month)),
+            free_account=(
+                Limit(self.limits.web_account_day, day),
+                Limit(self.limits.web_account_month, month),
+            ),
+            free_phone=(Limit(self.limits.web_phone_day, day), Limit(self.limits.web_phone_month, month)),
         )
 
     @classmethod

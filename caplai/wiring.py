@@ -52,7 +52,7 @@ def reissue_rules(config: Config, keyring: Keys, conn: psycopg.Connection) -> Ru
         short_code=config.service.short_codes[0],
         mt_links=frozenset(config.senders),
         mt_link=config.service.mt_link or next(iter(config.senders), None),
-        channel_limits={"web": config.web_limits, "email": config.web_limits},
+        free_limits=config.web_limits,
     )
 
 

@@ -52,6 +52,9 @@ class Limits:
 
     account: Sequence[Limit] = (Limit(3, timedelta(days=1)), Limit(10, timedelta(days=30)))
     phone: Sequence[Limit] = (Limit(5, timedelta(days=1)), Limit(20, timedelta(days=30)))
+    free_account: Sequence[Limit] = ()
+    """Of a channel that costs the citizen nothing, beside those of all cases: how many may be opened for nothing."""
+    free_phone: Sequence[Limit] = ()
     errors: Limit = Limit(5, timedelta(hours=1))
     texts_per_case: int = 5
 
@@ -81,6 +84,9 @@ class Facts:
     """Whether a grant is told by a text with the password: a case bears few of them."""
     account_cases: Sequence[datetime] = ()
     phone_cases: Sequence[datetime] = ()
+    free_account_cases: Sequence[datetime] = ()
+    """Those of the cases above that were opened for nothing; only for a request by such a channel."""
+    free_phone_cases: Sequence[datetime] = ()
     phone_accounts: int = 1
     """How many accounts the phone serves: its limits are multiplied by it."""
     phone_errors: Sequence[datetime] = ()
@@ -131,8 +137,11 @@ def _joins(facts: Facts, limits: Limits, now: datetime) -> Decision | None:
 def _over_limit(facts: Facts, limits: Limits, now: datetime) -> Decision | None:
     if not facts.account_cases and not facts.phone_cases:
         return None
+    several = max(1, facts.phone_accounts)
     waits = [limit.free_at(facts.account_cases, now) for limit in limits.account]
-    waits += [limit.free_at(facts.phone_cases, now, max(1, facts.phone_accounts)) for limit in limits.phone]
+    waits += [limit.free_at(facts.phone_cases, now, several) for limit in limits.phone]
+    waits += [limit.free_at(facts.free_account_cases, now) for limit in limits.free_account]
+    waits += [limit.free_at(facts.free_phone_cases, now, several) for limit in limits.free_phone]
     until = max((wait for wait in waits if wait is not None), default=None)
     return None if until is None else Decision(Outcome.OVER_LIMIT, until)
 

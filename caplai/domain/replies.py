@@ -58,7 +58,9 @@ class Texts:
         "Tin nhan sai cu phap. Soan: {keyword} {command} <ma so BHXH> gui {short_code}. "
         "Vi du: {keyword} {command} 0123456789"
     )
-    over_limit: str = "Da qua so lan cho phep. Thu lai sau {until} hoac cap lai mien phi tai {portal}"
+    over_limit: str = (
+        "Da qua so lan cho phep. Thu lai sau {until}, khi do co the cap lai mien phi tai {portal}"
+    )
     held: str = (
         "Tai khoan dang tam khoa vi co nguoi bao khong phai chu tai khoan yeu cau. "
         "De mo lai, mang the can cuoc den co quan BHXH gan nhat."

@@ -53,10 +53,11 @@ class RecoveryOutcome(TypedDict):
     outcome: Annotated[str | None, Field(description=_OUTCOMES)]
     title: Annotated[str | None, Field(description="The outcome for people, in their language.")]
     text: Annotated[str | None, Field(description="What it means and what to do now, in their language.")]
-    until: Annotated[Time | None, Field(description="Of `over_limit`: when to try again.")]
+    until: Annotated[Time | None, Field(description="Of `over_limit`: when to try again; null: now.")]
     by_text: Annotated[
         bool, Field(description="Of `over_limit`: whether a text to the short code would be answered now.")
     ]
+    by_email: Annotated[bool, Field(description="Of `over_limit`: whether a mail would be of use now.")]
 
 
 @shape
@@ -206,7 +207,14 @@ def _tell(standing: Standing) -> RecoveryRequest:
 
 def _came(came: Came | None) -> RecoveryOutcome:
     if came is None:
-        return {"outcome": None, "title": None, "text": None, "until": None, "by_text": False}
+        return {
+            "outcome": None,
+            "title": None,
+            "text": None,
+            "until": None,
+            "by_text": False,
+            "by_email": False,
+        }
     said = say_decided(came)
     return {
         "outcome": str(came.decided),
@@ -214,6 +222,7 @@ def _came(came: Came | None) -> RecoveryOutcome:
         "text": str(said.text),
         "until": came.until.isoformat() if came.until else None,
         "by_text": came.by_text,
+        "by_email": came.by_email,
     }
 
 

@@ -223,7 +223,7 @@ class Start(FormView):
     def form_valid(self, form: CodeForm) -> HttpResponse:
         code = form.cleaned_data["code"]
         ways = {f"by_{channel}": rules().can_send(channel) for channel in Channel}
-        context = {"code": code, **ways, **text_for(code)}
+        context = {**ways, **text_for(code)}
         return render(self.request, "portal/recover_ways.html", context)
 
 
@@ -365,7 +365,7 @@ def text_for(code: str) -> dict:
     how = how_to_get_a_password()
     assert len(code) == CODE_LENGTH
     how = {**how, "link": how["link"] + code, "sample": f"{how['text']} {code}"}
-    return {"how": how, "filled": True, "picture": picture(how["link"])}
+    return {"how": how, "code": code, "picture": picture(how["link"])}
 
 
 def picture(link: str) -> SafeString:

@@ -21,6 +21,8 @@ class Said:
     """Whether beginning anew is worth a button."""
     others: bool = True
     """Whether the text to the short code is offered."""
+    by_email: bool = False
+    """Whether a mail is offered; only after a proof, for it names the code."""
     signs_in: bool = False
     """Whether signing in is worth a button."""
 
@@ -82,17 +84,7 @@ def say_decided(came: Came) -> Said:
             signs_in=True,
         )
     if came.decided is Outcome.OVER_LIMIT:
-        if came.by_text:
-            text = _(
-                "You have used up your free new passwords for now. You can get the next free one after %(time)s."
-                " Until then, you can text for one."
-            )
-        else:
-            text = _(
-                "You have used up your new passwords for now. You can get the next one after %(time)s. If you"
-                " cannot wait, go to the nearest office."
-            )
-        return Said(_("No more free ones for now"), text % {"time": _moment(came.until)}, others=came.by_text)
+        return _say_over_limit(came)
     if came.decided is Outcome.HELD:
         return Said(
             _("This account is locked"),
@@ -108,6 +100,52 @@ def say_decided(came: Came) -> Said:
         _("This did not work"),
         _("Your account or its phone number has just been changed. Go to the nearest office."),
         others=False,
+    )
+
+
+def _say_over_limit(came: Came) -> Said:
+    """Only what would bring a password now is offered."""
+    if came.until is None:
+        return Said(
+            _("You can ask again"),
+            _("The time that you had to wait is over. Begin again to get a new password."),
+            again=True,
+            others=False,
+        )
+    if came.case_until is not None:
+        return Said(
+            _("Look for the last message"),
+            _(
+                "Your password was sent as often as it can be. The one in the last message works until %(time)s: sign"
+                " in with it. If you no longer have the message, try again after that time."
+            )
+            % {"time": _moment(came.case_until)},
+            others=came.by_text,
+            by_email=came.by_email,
+            signs_in=True,
+        )
+    if came.by_text:
+        title, text = (
+            _("No more free ones for now"),
+            _(
+                "You have used up your free new passwords for now. You can get the next free one after %(time)s."
+                " Until then, you can text for one. If you remember your password, it still works."
+            ),
+        )
+    else:
+        title, text = (
+            _("No more new passwords for now"),
+            _(
+                "You have used up your new passwords for now. You can get the next one after %(time)s. If you"
+                " cannot wait, go to the nearest office. If you remember your password, it still works."
+            ),
+        )
+    return Said(
+        title,
+        text % {"time": _moment(came.until)},
+        others=came.by_text,
+        by_email=came.by_email,
+        signs_in=True,
     )
 
 

@@ -23,13 +23,12 @@ import psycopg
 from django.db import connection, transaction
 
 from caplai.domain import msisdn, otp
-from caplai.domain.grammar import Reissue
 from caplai.domain.issuing import new_case_ids
 from caplai.domain.otp import Budget, Channel, Sending
 from caplai.domain.policy import GRANTED, Outcome
-from caplai.domain.policy import decide as decide_reissue
 from caplai.service import credentials, forgotten_mail
 from caplai.service.addresses import Confirmed
+from caplai.service.forgotten_came import Came, came_of, request_for
 from caplai.service.forgotten_facts import (
     LINKED,
     PROVED,
@@ -44,11 +43,8 @@ from caplai.service.forgotten_facts import (
     lock,
     look_up,
     named,
-    now_of,
 )
-from caplai.service.ledger import gather
 from caplai.service.reissue import reissue
-from caplai.service.requests import ReplyTo, Request
 from caplai.store import queues
 from caplai.store.keyring import KeyringError
 from caplai.store.models import Login
@@ -56,8 +52,6 @@ from caplai.watch import metrics
 
 log = logging.getLogger(__name__)
 
-_OPENS_AS = {Channel.SMS: "web", Channel.EMAIL: "email"}
-"""The channel of the cases that are opened here, by the way that the OTP went."""
 ALARM = "otp_alarm"
 """The switch that says which budget was used up, until when it is not told again."""
 _ALARM_LASTS = timedelta(hours=1)
@@ -93,20 +87,6 @@ class Asked:
     again_at: datetime | None = None
     sent: bool = False
     """Whether this very call had it sent, if there is a phone for it."""
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Came:
-    """What came of a right proof, for who gave it, and nobody else."""
-
-    decided: Outcome
-    code: str
-    """The account's."""
-    chooses: bool
-    """With a grant: a password is chosen on the spot, and none goes to the phone."""
-    until: datetime | None = None
-    """With OVER_LIMIT: until when; and whether a text would be answered now."""
-    by_text: bool = False
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -221,7 +201,10 @@ def look(secret: str | None, *, rules: Rules) -> Standing | None:
         row = find(conn, secret)
         if row is None:
             return None
-        now = now_of(conn)
+        now, phone = look_up(conn, row.code)
+        came = None
+        if row.ended_as == PROVED and row.outcome is not None:
+            came = came_of(conn, Outcome(row.outcome), row.code, row.channel, phone, rules)
     alive = row.seems_alive(now)
     may_again = row.asks < rules.budgets.sends and alive
     return Standing(
@@ -230,7 +213,7 @@ def look(secret: str | None, *, rules: Rules) -> Standing | None:
         again_at=row.asked_at + rules.budgets.pause if may_again else None,
         tries=otp.TRIES - row.tries,
         over=not alive,
-        came=_came(row, rules) if row.ended_as == PROVED else None,
+        came=came,
     )
 
 
@@ -487,18 +470,10 @@ def _reissue(conn: psycopg.Connection, row: Row, facts: Facts, rules: Rules, pro
     phone, chooses = facts.phone, rules.chooses(row.channel)
     family = conn.execute("select count(*) from account where phone = %s", [phone]).fetchone()
     assert family is not None
-    request = Request(
-        command=Reissue(row.code),
-        channel=_OPENS_AS[row.channel],
-        phone=phone,
-        source="",
-        reply_to=ReplyTo(rules.reissue.mt_link or "", rules.sender, msisdn.digits(phone)),
-        wording=rules.granted_family if family[0] > 1 else rules.granted,
-        tells_grants=not chooses,
-        tells_refusals=False,
-    )
+    wording = rules.granted_family if family[0] > 1 else rules.granted
+    request = request_for(row.code, row.channel, phone, rules, wording)
     [decision] = reissue(conn, [request], rules.reissue)
-    by_text = decision.outcome is Outcome.OVER_LIMIT and _would_be_granted(conn, row.code, phone, rules)
+    came = came_of(conn, decision.outcome, row.code, row.channel, phone, rules)
     conn.execute(
         "update recovery set proved_at = clock_timestamp(), ended_at = clock_timestamp(), ended_as = %(proved)s,"
         " outcome = %(outcome)s, until = %(until)s, by_text = %(by_text)s where id = %(id)s",
@@ -506,7 +481,7 @@ def _reissue(conn: psycopg.Connection, row: Row, facts: Facts, rules: Rules, pro
             "proved": proved,
             "outcome": str(decision.outcome),
             "until": decision.until,
-            "by_text": by_text,
+            "by_text": came.by_text,
             "id": row.id,
         },
     )
@@ -519,21 +494,7 @@ def _reissue(conn: psycopg.Connection, row: Row, facts: Facts, rules: Rules, pro
         ).fetchone()
         assert found is not None
         case_id = found[0]
-    came = Came(decision.outcome, row.code, chooses, decision.until, by_text)
     return Proved(Proof.DONE, came, login=login, case_id=case_id)
-
-
-def _came(row: Row, rules: Rules) -> Came | None:
-    if row.outcome is None:
-        return None
-    return Came(Outcome(row.outcome), row.code, rules.chooses(row.channel), row.until, bool(row.by_text))
-
-
-def _would_be_granted(conn: psycopg.Connection, code: str, phone: str, rules: Rules) -> bool:
-    """Whether a text to the short code would bring a password now, where the free way does not."""
-    text = Request(Reissue(code), "sms", phone, phone, ReplyTo("", "", ""))
-    ledger = gather(conn, [text], rules.reissue)
-    return decide_reissue(ledger.facts(text), rules.reissue.limits, ledger.now).outcome in GRANTED
 
 
 # --- what all of them need -------------------------------------------------------------------------

@@ -243,11 +243,5 @@ def lock(conn: psycopg.Connection, code: str, phone: str | None, asker: Asker) -
     locks.take(conn, wanted)
 
 
-def now_of(conn: psycopg.Connection) -> datetime:
-    row = conn.execute("select clock_timestamp()").fetchone()
-    assert row is not None
-    return row[0]
-
-
 def hash_of(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()

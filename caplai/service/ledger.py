@@ -12,7 +12,7 @@ from caplai.domain.grammar import BadCode, BadSyntax, OtherAgency, Reissue
 from caplai.domain.issuing import VERSION, guessable, new_case_ids
 from caplai.domain.policy import ERRORS, GRANTED, Decision, Facts, OpenCase, Outcome
 from caplai.domain.replies import whole_minute
-from caplai.service.requests import Form, Request, Rules
+from caplai.service.requests import FREE, Form, Request, Rules
 from caplai.store.db import array
 
 # The longest window of any limit: older cases are no facts.
@@ -58,6 +58,9 @@ class Ledger:
     """The case of an account that has not been ended, living or past its time."""
     account_cases: dict[str, list[datetime]] = field(default_factory=dict)
     phone_cases: dict[str, list[datetime]] = field(default_factory=dict)
+    free_account_cases: dict[str, list[datetime]] = field(default_factory=dict)
+    """Those that were opened for nothing."""
+    free_phone_cases: dict[str, list[datetime]] = field(default_factory=dict)
     phone_accounts: dict[str, int] = field(default_factory=dict)
     errors: dict[str, list[datetime]] = field(default_factory=dict)
     guessed: set[str] = field(default_factory=set)
@@ -78,6 +81,9 @@ class Ledger:
                 facts.by_text = request.tells_grants
                 facts.account_cases = self.account_cases.get(code, ())
                 facts.phone_cases = self.phone_cases.get(request.phone or "", ())
+                if request.channel in FREE:
+                    facts.free_account_cases = self.free_account_cases.get(code, ())
+                    facts.free_phone_cases = self.free_phone_cases.get(request.phone or "", ())
                 facts.phone_accounts = self.phone_accounts.get(request.phone or "", 1)
             case BadCode():
                 facts.understood = Outcome.BAD_CODE
@@ -112,6 +118,9 @@ class Ledger:
         self.opened.append(case)
         self.account_cases.setdefault(code, []).append(self.now)
         self.phone_cases.setdefault(phone, []).append(self.now)
+        if request.channel in FREE:
+            self.free_account_cases.setdefault(code, []).append(self.now)
+            self.free_phone_cases.setdefault(phone, []).append(self.now)
         return case
 
 
@@ -154,7 +163,7 @@ def gather(conn: psycopg.Connection, requests: Sequence[Request], rules: Rules) 
             ).fetchall()
         }
         rows = conn.execute(
-            "select account, id, phone, opened_at, expires_at, ended_at, texts, length, alphabet, key, version"
+            "select account, id, phone, opened_at, expires_at, ended_at, texts, length, alphabet, key, version, channel"
             " from reissue_case where account = any(%s::text[]) and (opened_at > %s or ended_at is null)"
             " order by opened_at",
             [these_codes, since],
@@ -171,20 +180,25 @@ def gather(conn: psycopg.Connection, requests: Sequence[Request], rules: Rules) 
             alphabet,
             made_by,
             version,
+            channel,
         ) in rows:
             ledger.account_cases.setdefault(account, []).append(opened_at)
+            if channel in FREE:
+                ledger.free_account_cases.setdefault(account, []).append(opened_at)
             if ended_at is None:
                 living, form = OpenCase(expires_at, told), Form(length, alphabet)
                 case = Case(id_, account, phone, opened_at, living, form, made_by, version)
                 case.spent = account in ledger.guessed and guessable(length, alphabet)
                 ledger.cases[account] = case
     if codes and phones:
-        for phone, opened_at in conn.execute(
-            "select phone, opened_at from reissue_case where phone = any(%s::text[]) and opened_at > %s"
+        for phone, opened_at, channel in conn.execute(
+            "select phone, opened_at, channel from reissue_case where phone = any(%s::text[]) and opened_at > %s"
             " order by opened_at",
             [these_phones, since],
         ).fetchall():
             ledger.phone_cases.setdefault(phone, []).append(opened_at)
+            if channel in FREE:
+                ledger.free_phone_cases.setdefault(phone, []).append(opened_at)
         # Who asks once and has asked nothing lately is far from any limit, which these are multiplied with.
         limited = [phone for phone in phones if phone in ledger.phone_cases or often[phone] > 1]
         if limited:

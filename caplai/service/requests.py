@@ -9,6 +9,9 @@ from caplai.domain.issuing import Keyring
 from caplai.domain.policy import GRANTED, SILENT, Limits, Outcome
 from caplai.store import queues
 
+FREE = frozenset({"web", "app", "email"})
+"""The channels that cost the citizen nothing: they have limits of their own beside those of all."""
+
 
 @dataclass(frozen=True, slots=True)
 class Form:
@@ -40,11 +43,11 @@ class Rules:
     """The links that may send."""
     mt_link: str | None
     """The link of messages that answer none, or whose own link may not send."""
-    channel_limits: Mapping[str, Limits] = field(default_factory=dict)
-    """The limits of a channel that has its own; `limits` are those of all others."""
+    free_limits: Limits | None = None
+    """The limits of the FREE channels; `limits` are those of all others."""
 
     def limits_of(self, channel: str) -> Limits:
-        return self.channel_limits.get(channel, self.limits)
+        return self.free_limits if self.free_limits is not None and channel in FREE else self.limits
 
     def wording(self, outcome: Outcome, short_code: str) -> str:
         told = Outcome.ISSUED if outcome in GRANTED else outcome

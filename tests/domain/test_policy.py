@@ -149,3 +149,33 @@ def test_a_limit_is_free_again_at_the_time_it_says_and_not_a_moment_earlier(minu
         assert until > NOW
         assert limit.free_at(times, until, factor) is None
         assert limit.free_at(times, until - timedelta(microseconds=1), factor) is not None
+
+
+FREE = Limits(free_account=(Limit(2, timedelta(days=1)),), free_phone=(Limit(2, timedelta(days=1)),))
+
+
+@pytest.mark.parametrize(
+    ("facts", "until"),
+    [
+        ({"account_cases": [ago(hours=3), ago(hours=2)]}, None),
+        ({"free_account_cases": [ago(hours=2)], "account_cases": [ago(hours=3), ago(hours=2)]}, None),
+        ({"free_account_cases": [ago(hours=3), ago(hours=2)]}, ago(hours=3) + timedelta(days=1)),
+        ({"free_phone_cases": [ago(hours=3), ago(hours=2)]}, ago(hours=3) + timedelta(days=1)),
+        ({"free_phone_cases": [ago(hours=3), ago(hours=2)], "phone_accounts": 2}, None),
+        (
+            {"account_cases": [ago(hours=9), ago(hours=3), ago(hours=2)], "free_account_cases": []},
+            ago(hours=9) + timedelta(days=1),
+        ),
+        (
+            {
+                "account_cases": [ago(hours=9), ago(hours=3), ago(hours=2)],
+                "free_account_cases": [ago(hours=3), ago(hours=2)],
+            },
+            ago(hours=3) + timedelta(days=1),
+        ),
+    ],
+)
+def test_what_is_free_has_limits_beside_those_of_all(facts, until):
+    facts = Facts(**{"proved": True, "account_cases": [ago(hours=2)], **facts})
+    expected = Decision(Outcome.ISSUED) if until is None else Decision(Outcome.OVER_LIMIT, until)
+    assert decide(facts, FREE, NOW) == expected
