@@ -181,7 +181,7 @@ class FromLink(Endpoint):
             self.input.cleaned_data["token"],
             asker(request),
             rules=recover.rules(),
-            secret=request.session.get(SECRET),
+            kept=[request.session.get(SECRET, "")],
         )
         if found.proof is not Proof.DONE or found.came is None:
             return _over(request)

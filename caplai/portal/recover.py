@@ -300,7 +300,7 @@ class FromLink(FormView):
             form.cleaned_data["token"],
             asker(self.request),
             rules=rules(),
-            secret=self.request.session.get(SECRET),
+            kept=[self.request.session.get(SECRET, "")],
         )
         if found.proof is not Proof.DONE:
             return _say(self.request, say_over())

@@ -11,9 +11,9 @@ in an hour (forgotten_facts.py). The OTP itself is in no table (domain/otp.py).
 
 import logging
 import secrets
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any
@@ -77,7 +77,7 @@ class Proof(Enum):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Asked:
-    """What came of asking. `secret`: to be kept by the browser (None: as it was, or there is none);
+    """What came of asking. `secret`: the request's, to be kept by the browser (None: it is not told, or there is none);
     `again_at`: when the same OTP may be sent again.
     """
 
@@ -117,33 +117,37 @@ class Proved:
 
 
 def ask(
-    code: str, asker: Asker, *, secret: str | None, rules: Rules, channel: Channel = Channel.SMS
+    code: str,
+    asker: Asker,
+    *,
+    secret: str | None,
+    rules: Rules,
+    channel: Channel = Channel.SMS,
+    others: Collection[str] = (),
 ) -> Asked:
     """Begin a request for this code (ten digits) and send its OTP to the registered phone, or to the confirmed e-mail
     addresses, if there are any.
 
-    `secret`: what this browser keeps of a request before. While that lives and is for the same, this sends its OTP
-    again, or after less than the pause nothing (an impatient second click); else it ends, if the new one is granted.
+    `secret`, `others`: what this browser keeps of requests before. While one for the same code and channel lives, this
+    sends its OTP again, or after less than the pause nothing (an impatient second click). The others go on.
+    A `secret` that no request has had yet becomes the new one's: so of a form that was sent twice at once, both find
+    the same request.
     """
     _insist_on_keys(rules)
     with _transaction() as conn:
-        old = find(conn, secret)
         now, phone = look_up(conn, code)
         lock(conn, code, phone, asker)
-        old = find(conn, secret)  # as it is under the locks
-        if old is not None and old.seems_alive(now) and (old.code, old.channel) == (code, channel):
-            return _again(conn, old, asker, rules)
+        for each in (secret, *others):
+            old = find(conn, each)
+            if old is not None and each == secret:
+                secret = None
+            if old is not None and old.seems_alive(now) and (old.code, old.channel) == (code, channel):
+                return replace(_again(conn, old, asker, rules), secret=each)
         facts = gather_facts(conn, code, asker, rules, channel)
         sending = _decide(conn, facts, rules, channel)
         if sending is not Sending.SENT:
             return Asked(sending)
-        if old is not None:
-            conn.execute(
-                "update recovery set ended_at = clock_timestamp(), ended_as = 'replaced'"
-                " where id = %s and ended_at is null",
-                [old.id],
-            )
-        secret = secrets.token_urlsafe(32)
+        secret = secret or new_secret()
         id_ = next(new_case_ids())
         phone, addresses = _recipients(facts, code, rules, channel)
         conn.execute(
@@ -172,6 +176,11 @@ def ask(
         else:
             _send(conn, id_, phone, facts.now + rules.lasts(channel), rules)
         return Asked(sending, secret, facts.now + rules.budgets.pause, sent=True)
+
+
+def new_secret() -> str:
+    """256 random bits that bind a request to a browser; the database has a hash of them."""
+    return secrets.token_urlsafe(32)
 
 
 def again(secret: str | None, asker: Asker, *, rules: Rules) -> Asked:
@@ -252,11 +261,11 @@ def prove(secret: str | None, typed: str, asker: Asker, *, rules: Rules) -> Prov
         return _reissue(conn, row, facts, rules, PROVED)
 
 
-def prove_link(token: str, asker: Asker, *, rules: Rules, secret: str | None = None) -> Proved:
+def prove_link(token: str, asker: Asker, *, rules: Rules, kept: Collection[str] = ()) -> Proved:
     """Open the link of an e-mail, in whatever browser. It may be opened again until a password is chosen, for the first
     time may have been a mail program's.
 
-    `secret`: what this browser keeps of a request. If it is another one, whoever asked for the mail sees nothing of it.
+    `kept`: what this browser keeps of requests. If it is none of them, whoever asked for the mail sees nothing of it.
 
     Its 128 bits need no count of tries, and used-up guesses do not close it. OVER for anything that does not open.
     """
@@ -277,7 +286,7 @@ def prove_link(token: str, asker: Asker, *, rules: Rules, secret: str | None = N
             return Proved(Proof.OVER)
         if not (_is_open_to_its_link(conn, row, facts) and _is_theirs(row, facts) and facts.approved):
             return Proved(Proof.OVER)
-        asked_here = row.ended_as == PROVED or bytes(row.secret_hash) == hash_of(secret or "")
+        asked_here = row.ended_as == PROVED or bytes(row.secret_hash) in map(hash_of, kept)
         return _reissue(conn, row, facts, rules, PROVED if asked_here else LINKED)
 
 

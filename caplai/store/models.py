@@ -239,7 +239,7 @@ class Case(models.Model):
 class Recovery(models.Model):
     """Somebody who forgot a password and asked for a way back by page or app; for unknown codes, too.
 
-    The OTP is derived from `id`, `code` and the key (domain/otp.py). Who asked keeps a secret in the session.
+    The OTP is derived from `id`, `code` and the key (domain/otp.py). Who asked keeps a secret.
     """
 
     class Channel(models.TextChoices):
@@ -250,7 +250,6 @@ class Recovery(models.Model):
         PROVED = "proved"
         LINKED = "linked", "proved by the link of its e-mail, in another browser than the one that asked"
         TRIED_OUT = "tried_out", "too many wrong tries"
-        REPLACED = "replaced", "the same browser asked for another one"
         RESTORED = "restored", "the database came back from a backup"
 
     id = models.UUIDField(primary_key=True, help_text="128 random bits.")

@@ -18,7 +18,7 @@ from caplai.service import locks
 from caplai.service.forgotten import Asker, Proof, again, ask, look, prove, prove_link
 from caplai.store.models import Account, Address, Case, Guess, Mail, Recovery
 from tests.mailbox import code_in, link_in, text_of
-from tests.portal.forgetting import another, read_phone, rules_with
+from tests.portal.forgetting import another, otp_of, read_phone, rules_with
 from tests.portal.test_recover import ended_case, words
 from tests.service.test_forgotten import later
 from tests.signin.conftest import App, is_in
@@ -244,6 +244,15 @@ def test_sms_and_mail_have_a_day_each_and_mails_spend_no_sms(rules, post, citize
     assert ask("9999999999", ASKER, secret=None, rules=full, channel=Channel.EMAIL).sending is Sending.SENT
 
 
+def test_who_asks_by_sms_after_it_still_has_the_mail(rules, post, citizen):
+    mailed = ask(citizen.code, ASKER, secret=None, rules=rules, channel=Channel.EMAIL)
+    texted = ask(citizen.code, ASKER, secret=mailed.secret, rules=rules)
+    assert prove(texted.secret, otp_of(read_phone()[0][1]), ASKER, rules=rules).decided is Outcome.ISSUED
+    message = post.newest(MAIL)
+    assert prove(mailed.secret, code_in(message), ASKER, rules=rules).decided is Outcome.JOINED
+    assert prove_link(token_in(message), ASKER, rules=rules).proof is Proof.DONE
+
+
 def test_without_a_mail_server_the_way_is_not_offered(transactional_db, monkeypatch, citizen):
     changed = rules_with()
     monkeypatch.setattr(recover, "rules", lambda: changed)
@@ -348,7 +357,7 @@ class TestWhoAskedWithSomebodysCode:
 
     def test_in_the_browser_that_asked_the_link_tells_as_the_digits_do(self, rules, post, citizen):
         asked = ask(citizen.code, ASKER, secret=None, rules=rules, channel=Channel.EMAIL)
-        prove_link(token_in(post.newest(MAIL)), ASKER, rules=rules, secret=asked.secret)
+        prove_link(token_in(post.newest(MAIL)), ASKER, rules=rules, kept=[asked.secret])
         assert look(asked.secret, rules=rules).came.decided is Outcome.ISSUED
 
 

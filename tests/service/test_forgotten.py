@@ -11,7 +11,7 @@ from django.db.models import F
 from caplai.domain.otp import Channel, Sending
 from caplai.domain.policy import Outcome
 from caplai.service import credentials, forgotten_facts, keys, locks
-from caplai.service.forgotten import ALARM, Asker, Proof, again, ask, look, prove
+from caplai.service.forgotten import ALARM, Asker, Proof, again, ask, look, new_secret, prove
 from caplai.service.operate import switch_service
 from caplai.store.models import Account, Case, Device, Event, Guess, Key, Login, Outbox, Recovery, Switch
 from tests.portal.forgetting import another, otp_of, read_phone, rules_with
@@ -123,7 +123,7 @@ def test_again_sends_the_same_one_after_the_pause_and_three_times_at_most(lan):
         again(asked.secret, ASKER, rules=rules),
         ask(lan.code, ASKER, secret=asked.secret, rules=rules),
     ):
-        assert (early.sending, early.sent, early.secret) == (Sending.SENT, False, None)
+        assert (early.sending, early.sent) == (Sending.SENT, False)
     assert read_phone() == []
     for _ in range(2):
         later(seconds=61)
@@ -136,13 +136,40 @@ def test_again_sends_the_same_one_after_the_pause_and_three_times_at_most(lan):
     assert prove(asked.secret, otp_of(first), ASKER, rules=rules).came.decided is Outcome.ISSUED
 
 
-def test_another_code_in_the_same_browser_ends_the_request_before(lan):
+def test_another_code_in_the_same_browser_leaves_the_request_before(lan):
     rules = rules_with()
     asked = ask(lan.code, ASKER, secret=None, rules=rules)
     otp = otp_of(read_phone()[0][1])
     other = ask(UNKNOWN, ASKER, secret=asked.secret, rules=rules)
     assert other.secret != asked.secret
-    assert prove(asked.secret, otp, ASKER, rules=rules).proof is Proof.OVER
+    same = ask(lan.code, ASKER, secret=None, others=[other.secret, asked.secret], rules=rules)
+    assert (same.secret, same.sent) == (asked.secret, False)
+    assert prove(asked.secret, otp, ASKER, rules=rules).proof is Proof.DONE
+
+
+def test_of_a_form_that_was_sent_twice_at_once_both_find_one_request(lan):
+    rules, secret, found = rules_with(), new_secret(), []
+
+    def send():
+        found.append(ask(lan.code, ASKER, secret=secret, rules=rules))
+        connections.close_all()
+
+    threads = [threading.Thread(target=send) for _ in range(4)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert [each.secret for each in found] == [secret] * 4
+    assert sorted(each.sent for each in found) == [False, False, False, True]
+    assert Recovery.objects.count() == len(read_phone()) == 1
+
+
+def test_a_secret_is_of_one_request_for_ever(lan):
+    rules = rules_with()
+    asked = ask(lan.code, ASKER, secret=None, rules=rules)
+    Recovery.objects.update(ended_at=F("asked_at"), ended_as="tried_out")
+    other = ask(lan.code, ASKER, secret=asked.secret, rules=rules)
+    assert other.sent and other.secret != asked.secret
 
 
 def test_a_wish_that_is_refused_leaves_the_request_before(lan):
