@@ -154,6 +154,7 @@ _prefix = "__Host-" if HTTPS else ""
 SESSION_COOKIE_NAME = f"{_prefix}caplai_session"
 CSRF_COOKIE_NAME = f"{_prefix}csrftoken"
 DEVICE_COOKIE_NAME = f"{_prefix}caplai_device"
+KEPT_COOKIE_NAME = f"{_prefix}caplai_kept"
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
 SESSION_COOKIE_HTTPONLY = CSRF_COOKIE_HTTPONLY = True
 SECURE_SSL_REDIRECT = HTTPS

@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar
 from allauth.headless.base.response import AuthenticationResponse
 from allauth.headless.constants import Client
 from allauth.headless.internal.restkit.response import APIResponse, ErrorResponse
+from django import forms
 from django.http import HttpRequest, HttpResponse
 from django.urls import path
 from pydantic import Field
@@ -12,7 +13,7 @@ from typing_extensions import TypedDict
 
 from caplai.domain.otp import Channel, Sending
 from caplai.portal import recover
-from caplai.portal.recover import SECRET, LinkForm, OtpForm, SendForm, asker
+from caplai.portal.recover import LinkForm, OtpForm, SendForm, asker
 from caplai.portal.recover_said import say_decided, say_not_sent, say_over
 from caplai.service import forgotten
 from caplai.service.forgotten import Came, Proof, Standing
@@ -20,6 +21,7 @@ from caplai.signin.adapter import put_off
 from caplai.signin.answers import Time, shape
 from caplai.signin.api import Endpoint
 from caplai.signin.context import how_to_get_a_password
+from caplai.signin.kept import find, handle, remember
 
 _OUTCOMES = (
     "`issued`, `joined`, `over_limit`, `closed`, `mismatch` or `held`; null until a one-time code was right."
@@ -64,6 +66,8 @@ class RecoveryOutcome(TypedDict):
 class RecoveryRequest(RecoveryOutcome):
     """How a request stands; the same for every code until the right one-time code was typed."""
 
+    id: str
+    """Which of the session's requests it is."""
     channel: Channel
     expires_at: Time
     again_at: Time | None
@@ -95,6 +99,20 @@ class RecoveryStart(TypedDict):
     request: RecoveryRequest | None
 
 
+_SESSION = "recovery"
+"""What the session keeps: the secrets of its last requests, of which the database has hashes."""
+
+
+class WhichForm(forms.Form):
+    """{"request": …}: a request's `id`; the newest unless said."""
+
+    request = forms.CharField(required=False, max_length=20)
+
+
+class OtpOfForm(OtpForm, WhichForm):
+    """{"otp": …, "request": …}."""
+
+
 class Recover(Endpoint):
     """GET: the ways, and how this session's request stands. POST {"code", "channel"}: have an OTP sent; 200,
     or why not: 400, 429, 503.
@@ -108,57 +126,66 @@ class Recover(Endpoint):
         how, rules = how_to_get_a_password(), recover.rules()
         text = {name: how[name] for name in ("short_code", "text", "link")}
         ways = {"sms": rules.can_send(Channel.SMS), "email": rules.can_send(Channel.EMAIL), "text": text}
-        standing = forgotten.look(request.session.get(SECRET), rules=rules)
-        return APIResponse(request, data={"ways": ways, "request": _tell(standing) if standing else None})
+        secret = _named(request)
+        standing = forgotten.look(secret, rules=rules)
+        told = _tell(standing, secret) if standing and secret else None
+        return APIResponse(request, data={"ways": ways, "request": told})
 
     def post(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
         rules = recover.rules()
         asked = forgotten.ask(
             self.input.cleaned_data["code"],
             asker(request),
-            secret=request.session.get(SECRET),
+            secret=None,
+            others=request.session.get(_SESSION, []),
             rules=rules,
             channel=self.input.cleaned_data["channel"],
         )
         if asked.secret is not None:
-            request.session[SECRET] = asked.secret
+            request.session[_SESSION] = remember(request.session.get(_SESSION, []), asked.secret)
         if asked.sending is not Sending.SENT:
             assert asked.sending is not None
             return _not_sent(request, asked.sending)
-        return _stands(request, forgotten.look(request.session.get(SECRET), rules=rules))
+        return _stands(request, asked.secret)
 
 
 class Again(Endpoint):
-    """POST: have the same OTP sent again, not before `again_at`; 200, 409 (no request), 429."""
+    """POST {"request"}: have the same OTP sent again, not before `again_at`; 200, 400, 409 (no request), 429."""
 
     http_method_names: ClassVar[list[str]] = ["post"]
+    input_class = WhichForm
     answers: ClassVar = {"POST": Recovery}
 
     def post(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
-        rules, secret = recover.rules(), request.session.get(SECRET)
+        rules, secret = recover.rules(), _named(request, self.input)
         asked = forgotten.again(secret, asker(request), rules=rules)
         if asked.sending is None:
             return _over(request)
         if asked.sending is not Sending.SENT:
             return _not_sent(request, asked.sending)
-        return _stands(request, forgotten.look(secret, rules=rules))
+        return _stands(request, secret)
 
 
 class Otp(Endpoint):
-    """POST {"otp"}: 200 with what was decided, 401 with the pending flow `choose_password`, or 400, 409, 429, 503."""
+    """POST {"otp", "request"}: 200 with what was decided, 401 with the pending flow `choose_password`, or 400, 409,
+    429, 503.
+    """
 
     http_method_names: ClassVar[list[str]] = ["post"]
-    input_class = OtpForm
+    input_class = OtpOfForm
     answers: ClassVar = {"POST": Recovery}
 
     def post(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
-        rules, secret = recover.rules(), request.session.get(SECRET)
+        rules, secret = recover.rules(), _named(request, self.input)
         found = forgotten.prove(secret, self.input.cleaned_data["otp"], asker(request), rules=rules)
         if found.proof is Proof.DONE:
             if (response := recover.choose(request, found)) is not None:
                 return AuthenticationResponse.from_response(request, response)
-            return _stands(request, forgotten.look(secret, rules=rules))
-        if found.proof is Proof.OVER or (found.proof is Proof.WRONG and not found.tries):
+            return _stands(request, secret)
+        if found.proof is Proof.OVER:
+            standing = forgotten.look(secret, rules=rules)
+            return _stands(request, secret) if standing and standing.came else _over(request)
+        if found.proof is Proof.WRONG and not found.tries:
             return _over(request)
         self.input.refuse(found)
         status = recover.STATUS.get(found.proof)
@@ -181,7 +208,7 @@ class FromLink(Endpoint):
             self.input.cleaned_data["token"],
             asker(request),
             rules=recover.rules(),
-            kept=[request.session.get(SECRET, "")],
+            kept=request.session.get(_SESSION, []),
         )
         if found.proof is not Proof.DONE or found.came is None:
             return _over(request)
@@ -190,12 +217,21 @@ class FromLink(Endpoint):
         return APIResponse(request, data={"request": _came(found.came)})
 
 
-def _stands(request: HttpRequest, standing: Standing | None) -> HttpResponse:
-    return APIResponse(request, data={"request": _tell(standing)}) if standing else _over(request)
+def _named(request: HttpRequest, named: forms.Form | None = None) -> str | None:
+    """The secret of the request that is named, or of the newest."""
+    return find(request.session.get(_SESSION, []), named.cleaned_data["request"] if named else "")
 
 
-def _tell(standing: Standing) -> RecoveryRequest:
+def _stands(request: HttpRequest, secret: str | None) -> HttpResponse:
+    standing = forgotten.look(secret, rules=recover.rules())
+    if standing is None or secret is None:
+        return _over(request)
+    return APIResponse(request, data={"request": _tell(standing, secret)})
+
+
+def _tell(standing: Standing, secret: str) -> RecoveryRequest:
     return {
+        "id": handle(secret),
         **_came(standing.came),
         "channel": standing.channel,
         "expires_at": standing.expires_at.isoformat(),

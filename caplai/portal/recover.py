@@ -2,10 +2,12 @@
 
 The code → how to go on → the one-time code (OTP) → what comes next. Whatever code is typed, known or not, the pages up
 to the OTP are the same in words, status and time; what was decided shows only to who typed the right OTP.
-The browser's session keeps a random secret, and no code: `service/forgotten.py` has the rest.
+The browser keeps the code and a random secret, sealed (signin/kept.py): `service/forgotten.py` has the rest.
 """
 
 import itertools
+from dataclasses import asdict, replace
+from datetime import datetime
 
 import qrcode
 from allauth.account.adapter import get_adapter
@@ -18,6 +20,7 @@ from django.contrib import messages
 from django.core.exceptions import ValidationError
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
+from django.urls import reverse
 from django.utils.decorators import method_decorator
 from django.utils.html import format_html
 from django.utils.module_loading import import_string
@@ -29,21 +32,23 @@ from django.views.generic.edit import FormView
 from caplai.domain import otp
 from caplai.domain.grammar import CODE_LENGTH, code_of
 from caplai.domain.otp import Budgets, Channel, Sending
+from caplai.domain.policy import Outcome
 from caplai.domain.replies import bind_to_origin, prepare
 from caplai.portal.forms import OneTimeInput
 from caplai.portal.recover_said import Said, say_decided, say_not_sent, say_over
 from caplai.service import forgotten
-from caplai.service.forgotten import Asker, Proof, Proved, Rules
+from caplai.service.forgotten import Asked, Asker, Came, Proof, Proved, Rules
 from caplai.signin import backend
 from caplai.signin.adapter import put_off
 from caplai.signin.context import how_to_get_a_password
 from caplai.signin.forms import NO_NULLS
+from caplai.signin.kept import Kept, find, handle
 from caplai.signin.middleware import network
 from caplai.signin.stages import ISSUED_CASE, PROVED_OTHERWISE, ChoosePasswordStage
 
-SECRET = "recovery"  # noqa: S105 - its name
-"""What the session keeps of a request, and nothing else: 256 random bits, of which the database has a hash."""
 RETRY_SECONDS = 3600
+_LONGEST = 200
+"""Of what was typed and refused, this much is shown again; no field takes more."""
 
 
 def rules() -> Rules:
@@ -211,20 +216,40 @@ STATUS = {Proof.THROTTLED: 429, Proof.TRY_AGAIN: 503}
 
 
 # --- the pages -------------------------------------------------------------------------------------
+# Each POST answers with a redirect, so every page of the way can be gone back to and loaded again: what it needs is in
+# the browser's sealed cookie (signin/kept.py), and `r` in an address names one of its requests.
 
 
 @method_decorator(sensitive_post_parameters("code"), name="dispatch")
 class Start(FormView):
-    """The code. What follows it is the answer to the POST, for a code is never in an address of ours."""
+    """The code."""
 
     template_name = "portal/recover.html"
     form_class = CodeForm
 
+    def get(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
+        kept = Kept.of(request)
+        form = CodeForm(kept.refusal("code"), initial={"code": kept.code})
+        return kept.put(self.render_to_response(self.get_context_data(form=form)))
+
     def form_valid(self, form: CodeForm) -> HttpResponse:
-        code = form.cleaned_data["code"]
-        ways = {f"by_{channel}": rules().can_send(channel) for channel in Channel}
-        context = {**ways, **text_for(code)}
-        return render(self.request, "portal/recover_ways.html", context)
+        kept = Kept.of(self.request)
+        kept.type(form.cleaned_data["code"])
+        return kept.put(redirect("recover_ways"))
+
+    def form_invalid(self, form: CodeForm) -> HttpResponse:
+        kept = Kept.of(self.request)
+        kept.refused = {"page": "code", "code": form["code"].value()[:_LONGEST]}
+        return kept.put(redirect("recover"))
+
+
+def ways(request: HttpRequest) -> HttpResponse:
+    """How to go on, the same for every code."""
+    code = Kept.of(request).code
+    if not code:
+        return redirect("recover")
+    offered = {f"by_{channel}": rules().can_send(channel) for channel in Channel}
+    return render(request, "portal/recover_ways.html", {**offered, **text_for(code)})
 
 
 @sensitive_post_parameters("code")
@@ -233,20 +258,25 @@ def send(request: HttpRequest) -> HttpResponse:
     form = SendForm(request.POST)
     if request.method != "POST" or not form.is_valid():
         return redirect("recover")
-    code = form.cleaned_data["code"]
+    code, channel = form.cleaned_data["code"], form.cleaned_data["channel"]
+    kept = Kept.of(request)
     asked = forgotten.ask(
         code,
         asker(request),
-        secret=request.session.get(SECRET),
+        secret=kept.secret_for(code, channel),
+        others=kept.requests,
         rules=rules(),
-        channel=form.cleaned_data["channel"],
+        channel=channel,
     )
-    if asked.secret is not None:
-        request.session[SECRET] = asked.secret
-    if asked.sending is not Sending.SENT:
+    kept.type(code)
+    if asked.secret is None:
         assert asked.sending is not None
-        return _say(request, say_not_sent(asked.sending), text_for(code), status=429)
-    return redirect("recover_otp")
+        kept.said = ["not_sent", asked.sending]
+        return kept.put(redirect("recover_said"))
+    kept.add(asked.secret)
+    if asked.sending is not Sending.SENT:
+        _tell_not_sent(request, asked)
+    return kept.put(_to("recover_otp", asked.secret))
 
 
 @method_decorator(sensitive_post_parameters("otp"), name="dispatch")
@@ -256,36 +286,63 @@ class Otp(FormView):
     template_name = "portal/recover_otp.html"
     form_class = OtpForm
 
+    def setup(self, request: HttpRequest, *args, **kwargs) -> None:
+        super().setup(request, *args, **kwargs)
+        self.kept = Kept.of(request)
+        self.secret = _named(request, self.kept)
+
     def get(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
-        standing = forgotten.look(request.session.get(SECRET), rules=rules())
-        if standing is None:
+        standing = forgotten.look(self.secret, rules=rules())
+        if self.secret is None or standing is None:
             return redirect("recover")
         if standing.came is not None:
-            return redirect("recover_done")
+            return _to("recover_done", self.secret)
         if standing.over:
             return _say(request, say_over())
-        return super().get(request, *args, **kwargs)
-
-    def get_context_data(self, **context) -> dict:
-        standing = forgotten.look(self.request.session.get(SECRET), rules=rules())
-        by_mail = standing is not None and standing.channel is Channel.EMAIL
-        lasts = rules().lasts(Channel.EMAIL if by_mail else Channel.SMS)
-        minutes = int(lasts.total_seconds()) // 60
-        return super().get_context_data(standing=standing, by_mail=by_mail, minutes=minutes, **context)
+        name = handle(self.secret)
+        refused = self.kept.refusal(f"otp {name}")
+        form = OtpForm(refused)
+        found = Proved(Proof.OVER)
+        if refused and form.is_valid():
+            found = Proved(Proof(refused["proof"]), tries=standing.tries, retry_at=_time(refused["retry_at"]))
+            form.refuse(found)
+        context = self.get_context_data(
+            form=form,
+            standing=standing,
+            by_mail=standing.channel is Channel.EMAIL,
+            minutes=int(rules().lasts(standing.channel).total_seconds()) // 60,
+            name=name,
+        )
+        response = self.kept.put(self.render_to_response(context))
+        if status := STATUS.get(found.proof):
+            request.checked = found
+            put_off(request, response, status)
+        return response
 
     def form_valid(self, form: OtpForm) -> HttpResponse:
-        secret = self.request.session.get(SECRET)
-        found = forgotten.prove(secret, form.cleaned_data["otp"], asker(self.request), rules=rules())
-        if found.proof is Proof.DONE:
-            return choose(self.request, found) or redirect("recover_done")
-        if found.proof is Proof.OVER or (found.proof is Proof.WRONG and not found.tries):
-            return _say(self.request, say_over())
-        form.refuse(found)
-        response = self.form_invalid(form)
-        if status := STATUS.get(found.proof):
-            self.request.checked = found
-            put_off(self.request, response, status)
-        return response
+        found = forgotten.prove(self.secret, form.cleaned_data["otp"], asker(self.request), rules=rules())
+        if found.proof is Proof.DONE and (response := choose(self.request, found)) is not None:
+            return response
+        if found.proof in (Proof.DONE, Proof.OVER):  # perhaps proved by the first of two clicks
+            return self._on()
+        retry_at = found.retry_at.isoformat() if found.retry_at else ""
+        return self._refuse(form, proof=found.proof.value, retry_at=retry_at)
+
+    def form_invalid(self, form: OtpForm) -> HttpResponse:
+        return self._refuse(form)
+
+    def _refuse(self, form: OtpForm, **why: str) -> HttpResponse:
+        if self.secret is not None:
+            otp = form["otp"].value()[:_LONGEST]
+            self.kept.refused = {"page": f"otp {handle(self.secret)}", "otp": otp, **why}
+        return self._on()
+
+    def _on(self) -> HttpResponse:
+        """To the page of this request, which says how it stands."""
+        if self.secret is None:
+            self.kept.said = ["over"]
+            return self.kept.put(redirect("recover_said"))
+        return self.kept.put(_to("recover_otp", self.secret))
 
 
 @method_decorator(sensitive_post_parameters("token"), name="dispatch")
@@ -295,43 +352,91 @@ class FromLink(FormView):
     template_name = "portal/recover_link.html"
     form_class = LinkForm
 
+    def get(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
+        kept = Kept.of(request)
+        form = LinkForm(kept.refusal("link"))
+        return kept.put(self.render_to_response(self.get_context_data(form=form)))
+
     def form_valid(self, form: LinkForm) -> HttpResponse:
+        kept = Kept.of(self.request)
         found = forgotten.prove_link(
-            form.cleaned_data["token"],
-            asker(self.request),
-            rules=rules(),
-            kept=[self.request.session.get(SECRET, "")],
+            form.cleaned_data["token"], asker(self.request), rules=rules(), kept=kept.requests
         )
-        if found.proof is not Proof.DONE:
-            return _say(self.request, say_over())
-        if (response := choose(self.request, found)) is not None:
+        if found.proof is Proof.DONE and (response := choose(self.request, found)) is not None:
             return response
-        assert found.came is not None
-        return _say(self.request, say_decided(found.came), text_for(found.came.code))
+        kept.said = ["over"]
+        if found.came is not None:
+            until = found.came.until.isoformat() if found.came.until else ""
+            kept.said = ["came", asdict(found.came) | {"until": until}]
+        return kept.put(redirect("recover_said"))
+
+    def form_invalid(self, form: LinkForm) -> HttpResponse:
+        kept = Kept.of(self.request)
+        kept.refused = {"page": "link"}
+        return kept.put(redirect("recover_link"))
 
 
 def again(request: HttpRequest) -> HttpResponse:
     """POST: send the OTP again. Too soon: nothing is sent, and the page says when."""
+    secret = _named(request, Kept.of(request))
+    if secret is None:
+        return redirect("recover")
     if request.method != "POST":
-        return redirect("recover_otp")
-    asked = forgotten.again(request.session.get(SECRET), asker(request), rules=rules())
+        return _to("recover_otp", secret)
+    asked = forgotten.again(secret, asker(request), rules=rules())
     if asked.sending not in (Sending.SENT, None):
-        return _say(request, say_not_sent(asked.sending), status=429)
-    if asked.sent:
+        _tell_not_sent(request, asked)
+    elif asked.sent:
         messages.info(request, _("The same one-time code is sent once more, if the code is registered."))
     elif asked.again_at is not None:
         messages.info(request, _("You asked for a code just now. Wait a minute, then send it again."))
-    return redirect("recover_otp")
+    return _to("recover_otp", secret)
 
 
 def done(request: HttpRequest) -> HttpResponse:
     """What comes next, for the browser that proved the OTP."""
-    standing = forgotten.look(request.session.get(SECRET), rules=rules())
+    standing = forgotten.look(_named(request, Kept.of(request)), rules=rules())
     if standing is None or standing.came is None:
-        return redirect("recover")
+        return redirect("home" if request.user.is_authenticated else "recover")
     if standing.came.chooses and LoginStageController.enter(request, ChoosePasswordStage.key) is not None:
         return redirect("choose_password")
     return _say(request, say_decided(standing.came), text_for(standing.came.code))
+
+
+def said(request: HttpRequest) -> HttpResponse:
+    """A page of words, of what was done last in this browser."""
+    kept = Kept.of(request)
+    match kept.said:
+        case ["not_sent", sending]:
+            text = text_for(kept.code) if kept.code else None
+            return _say(request, say_not_sent(Sending(sending)), text, status=429)
+        case ["came", fields]:
+            came = Came(**fields)
+            came = replace(came, decided=Outcome(fields["decided"]), until=_time(fields["until"]))
+            return _say(request, say_decided(came), text_for(came.code))
+        case ["over"]:
+            return _say(request, say_over())
+    return redirect("recover")
+
+
+def _named(request: HttpRequest, kept: Kept) -> str | None:
+    """The secret of the request that the address names."""
+    return find(kept.requests, request.GET.get("r", ""))
+
+
+def _to(page: str, secret: str) -> HttpResponse:
+    return redirect(f"{reverse(page)}?r={handle(secret)}")
+
+
+def _tell_not_sent(request: HttpRequest, asked: Asked) -> None:
+    """Why it is not sent again, on the page where the one that was sent can still be typed."""
+    assert asked.sending is not None
+    why = say_not_sent(asked.sending)
+    messages.warning(request, f"{why.title}. {why.text}")
+
+
+def _time(text: str) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None
 
 
 def choose(request: HttpRequest, found: Proved) -> HttpResponse | None:

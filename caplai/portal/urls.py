@@ -23,6 +23,8 @@ urlpatterns = [
     path("_allauth/app/v1/auth/", include("caplai.portal.api_recover")),
     path("_allauth/app/v1/account/passkeys", include("caplai.portal.api_passkeys")),
     path("recover/", recover.Start.as_view(), name="recover"),
+    path("recover/ways/", recover.ways, name="recover_ways"),
+    path("recover/said/", recover.said, name="recover_said"),
     path("recover/send/", recover.send, name="recover_send"),
     path("recover/otp/", recover.Otp.as_view(), name="recover_otp"),
     path("recover/link/", recover.FromLink.as_view(), name="recover_link"),

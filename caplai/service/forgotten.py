@@ -244,7 +244,7 @@ def prove(secret: str | None, typed: str, asker: Asker, *, rules: Rules) -> Prov
         row = find(conn, secret)
         assert row is not None
         facts = gather_facts(conn, row.code, asker, rules, row.channel)
-        if not row.seems_alive(facts.now):
+        if not (row.seems_alive(facts.now) or _is_open_to_its_digits(conn, row, facts, rules)):
             return Proved(Proof.OVER)
         if facts.phone != phone:
             return Proved(Proof.TRY_AGAIN)
@@ -451,13 +451,27 @@ def _is_open_to_its_link(conn: psycopg.Connection, row: Row, facts: Facts) -> bo
     if row.channel is not Channel.EMAIL or row.expires_at <= facts.now:
         return False
     if row.ended_as in (PROVED, LINKED):
-        found = conn.execute(
-            "select exists (select from reissue_case where account = %s and ended_at is null"
-            " and expires_at > %s and opened_at <= %s)",
-            [row.code, facts.now, row.proved_at],
-        ).fetchone()
-        return bool(found and found[0])
+        return _has_open_case(conn, row, facts)
     return row.ended_as in (None, "tried_out")
+
+
+def _is_open_to_its_digits(conn: psycopg.Connection, row: Row, facts: Facts, rules: Rules) -> bool:
+    """Whether the digits, which were right before, lead once more to choosing a password: the answer to the first of
+    two clicks is lost to the browser, and with it the way on.
+    """
+    if row.ended_as != PROVED or row.expires_at <= facts.now or row.tries >= otp.TRIES:
+        return False
+    return rules.chooses(row.channel) and _has_open_case(conn, row, facts)
+
+
+def _has_open_case(conn: psycopg.Connection, row: Row, facts: Facts) -> bool:
+    """Whether what its proof opened, or joined, is not over yet."""
+    found = conn.execute(
+        "select exists (select from reissue_case where account = %s and ended_at is null"
+        " and expires_at > %s and opened_at <= %s)",
+        [row.code, facts.now, row.proved_at],
+    ).fetchone()
+    return bool(found and found[0])
 
 
 def _count_wrong(conn: psycopg.Connection, row: Row, facts: Facts, asker: Asker) -> Proved:

@@ -22,6 +22,7 @@ from caplai.service import credentials
 from caplai.service.credentials import Arrival, Outcome
 from caplai.signin.backend import DEVICE_COOKIE, device_token
 from caplai.signin.client import client_of
+from caplai.signin.kept import forget
 from caplai.signin.stages import ISSUED_CASE
 
 THROTTLED, TRY_AGAIN = "too_many_login_attempts", "try_again"
@@ -87,6 +88,7 @@ class AccountAdapter(DefaultAccountAdapter):
                 secure=settings.SESSION_COOKIE_SECURE,
                 samesite="Lax",
             )
+            forget(response)
         return response
 
     def add_message(self, *args, **kwargs) -> None:

@@ -19,6 +19,7 @@ from caplai.service.using import Choice
 from caplai.signin import webauthn
 from caplai.signin.adapter import THROTTLED, TRY_AGAIN, put_off
 from caplai.signin.forms import ChooseForm, LoginForm
+from caplai.signin.kept import Kept, forget
 from caplai.signin.stages import ChoosePasswordStage, drop_pending
 
 
@@ -49,6 +50,10 @@ class SignIn(NextRedirectMixin, _FormPage):
     def post(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
         drop_pending(request)
         return super().post(request, *args, **kwargs)
+
+    def get_initial(self) -> dict:
+        """Who comes from a forgotten password need not type the code again."""
+        return {"username": Kept.of(self.request).code}
 
     def get_form_kwargs(self) -> dict:
         return {**super().get_form_kwargs(), "request": self.request}
@@ -144,7 +149,9 @@ def sign_out(request: HttpRequest) -> HttpResponse:
         return redirect("home")
     get_adapter().logout(request)
     messages.info(request, _("You are signed out."))
-    return redirect("account_login")
+    response = redirect("account_login")
+    forget(response)
+    return response
 
 
 def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:

@@ -11,6 +11,7 @@ from datetime import timedelta
 from allauth.mfa.models import Authenticator
 from django.conf import settings
 from django.db import transaction
+from django.http import HttpResponse
 from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
@@ -18,6 +19,7 @@ from django.utils import timezone
 from caplai.domain import capability
 from caplai.domain.issuing import DIGITS, VERSION, Inputs, derive, new_case_ids
 from caplai.service import addressbook, notices
+from caplai.signin.kept import Kept
 from caplai.store.contact import Address, Mail
 from caplai.store.models import Account, Case, Event, Login
 from tests.portal.forgetting import otp_of, read_phone
@@ -110,7 +112,7 @@ PAGES = [
     Page("choose-refused", "choose_password", "newcomer", go=lambda page: _choose(page, "12345678")),
     Page("recover", "recover"),
     Page("recover-wrong", "recover", go=submit(code="12345")),
-    Page("recover-ways", "recover", go=submit(code=CODE)),
+    Page("recover-ways", "recover", go=submit(code=CODE), also=("recover_ways",)),
     Page("recover-otp", "recover", go=_asked, also=("recover_send", "recover_otp", "recover_again")),
     Page("recover-otp-none", "recover", go=then(_asked, submit(otp="12345"))),
     Page("recover-otp-wrong", "recover", go=then(_asked, submit(otp="123456"))),
@@ -118,6 +120,8 @@ PAGES = [
     Page("recover-mail", "recover", go=then(submit(code=CODE), press(1))),
     Page("recover-link", "/recover/link/#ma-trong-duong-dan", also=("recover_link",)),
     Page("recover-link-none", "/recover/link/", go=submit()),
+    Page("recover-link-over", "/recover/link/#ma-trong-duong-dan", go=press(0)),
+    Page("recover-not-sent", "recover_said", "refused", status=429),
     Page("recover-done", "recover_done", "proved"),
     Page("recover-limit", "recover_done", "spent"),
     Page("home", "home", "owner"),
@@ -331,6 +335,13 @@ class People:
         """She forgot the password, and has just typed the right one-time code."""
         return self._proved(self._account("0123456785"))
 
+    def refused(self) -> Client:
+        """She, or somebody else, has asked for too many one-time codes today."""
+        kept, browser = Kept(said=["not_sent", "too_many"]), Client()
+        kept.type(CODE)
+        browser.cookies.update(kept.put(HttpResponse()).cookies)
+        return browser
+
     def spent(self) -> Client:
         """She has had as many new passwords as there are for a day, and proved the code once more."""
         account = self._account("0123456786")
@@ -357,7 +368,8 @@ class People:
         browser = Client()
         assert browser.post("/recover/send/", {"code": account.code, "channel": "sms"}).status_code == 302
         [(_phone, text)] = read_phone()
-        assert browser.post("/recover/otp/", {"otp": otp_of(text)}).url == reverse("recover_done")
+        page = browser.post("/recover/otp/", {"otp": otp_of(text)}, follow=True)
+        assert page.redirect_chain[-1][0].startswith(reverse("recover_done"))
         return browser
 
     def _in(self, name: str, password: str, **request) -> Client:

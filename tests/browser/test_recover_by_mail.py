@@ -20,7 +20,7 @@ def test_the_link_of_a_mail_leads_to_choosing_a_password(live_server, chromium, 
     page.get_by_role("button", name="Tiếp tục").click()
     shot(page, "recover-ways")
     page.get_by_role("button", name="Bằng email").click()
-    page.wait_for_url("**/recover/otp/")
+    page.wait_for_url("**/recover/otp/**")
     shot(page, "recover-mailed")
     box.deliver()
     [mail] = box.to(citizen.email)

@@ -1,20 +1,27 @@
 """Quên mật khẩu by page: the way from the code to a new password, and that it is the same way for every code."""
 
+import base64
+import contextlib
+import copy
+import hashlib
+import json
 import re
+import time
 from datetime import datetime, timedelta
 from urllib.parse import unquote
 
 import pytest
+from django.conf import settings
 from django.contrib.sessions.models import Session
-from django.db import connection
 from django.test import Client
 from django.utils import timezone
 
 from caplai.portal import recover
+from caplai.signin.kept import COOKIE, _box
 from caplai.store.models import Account, Case, Guess, Recovery
 from tests.portal.forgetting import another, otp_of, read_phone, rules_with
 from tests.service.test_forgotten import later
-from tests.signin.conftest import App
+from tests.signin.conftest import App, is_in
 
 pytestmark = pytest.mark.django_db(transaction=True)
 UNKNOWN = "9999999999"
@@ -43,16 +50,25 @@ def app(db) -> App:
     return App()
 
 
+@contextlib.contextmanager
+def travel(minutes):
+    now = time.time
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("caplai.signin.kept.time.time", lambda: now() + 60 * minutes)
+        yield
+
+
 def start(browser, code, follow=True, **extra):
     """Type the code, then choose SMS."""
-    ways = browser.post("/recover/", {"code": code}, **extra)
-    assert ways.status_code == 200
+    ways = browser.post("/recover/", {"code": code}, follow=True, **extra)
+    assert (ways.status_code, ways.redirect_chain) == (200, [("/recover/ways/", 302)])
     return browser.post("/recover/send/", {"code": code}, follow=follow, **extra)
 
 
 def words(response, code=""):
     """A page without what is drawn for each answer, and without the code that was typed."""
     body = re.sub(r'(?<=name="csrfmiddlewaretoken" value=")[^"]+', "", response.content.decode())
+    body = re.sub(r"(?<=[?]r=)[\w-]{8}", "", body)
     body = re.sub(r"<svg.*?</svg>", "", body, flags=re.DOTALL)
     return response.status_code, body.replace(code, "CODE") if code else body
 
@@ -60,21 +76,25 @@ def words(response, code=""):
 def test_from_the_sign_in_page_to_a_new_password(browser, lan):
     assert 'href="/recover/"' in browser.get("/login/?lang=en").content.decode()
     assert "Social insurance code" in browser.get("/recover/").content.decode()
-    ways = browser.post("/recover/", {"code": "012 345 6789"}).content.decode()
+    ways = browser.post("/recover/", {"code": "012 345 6789"}, follow=True).content.decode()
     assert 'href="sms:8079?body=BH%20MK%200123456789"' in ways and "<svg" in ways
     page = browser.post("/recover/send/", {"code": lan.code}, follow=True)
-    assert page.redirect_chain == [("/recover/otp/", 302)]
+    [(address, status)] = page.redirect_chain
+    assert (address.partition("?")[0], status) == ("/recover/otp/", 302)
     field = re.search(r'<input[^>]*name="otp"[^>]*>', page.content.decode())[0]
     assert 'autocomplete="one-time-code"' in field and 'inputmode="numeric"' in field
     [(_, text)] = read_phone()
     page = browser.post("/recover/otp/", {"otp": otp_of(text)}, follow=True)
-    assert page.redirect_chain == [("/recover/done/", 302)]
+    assert [hop.partition("?")[0] for hop, _ in page.redirect_chain] == ["/recover/otp/", "/recover/done/"]
     assert "Check your phone" in page.content.decode()
     [(_, text)] = read_phone()
     page = browser.post("/login/", {"username": lan.code, "password": text[-6:]}, follow=True)
     assert page.redirect_chain[-1] == ("/choose-password/", 302)
     assert "The password from the message only opens this page." in page.content.decode()
-    assert browser.get("/recover/otp/", follow=True).redirect_chain == [("/recover/done/", 302)]  # reloaded
+    assert COOKIE in browser.cookies
+    browser.post("/choose-password/", {"new_password": PASSWORD})
+    assert is_in(browser) and not browser.cookies[COOKIE].value
+    assert browser.get("/recover/done/").url == "/"
 
 
 def test_every_code_is_answered_with_the_same_words(use, db):
@@ -85,12 +105,14 @@ def test_every_code_is_answered_with_the_same_words(use, db):
     for code in ("0000000001", "0000000002", "0000000003", UNKNOWN):
         Recovery.objects.all().delete()
         browser, heard = Client(), []
-        heard.append(words(browser.post("/recover/", {"code": code}), code))
+        heard.append(words(browser.post("/recover/", {"code": code}, follow=True), code))
         heard.append(words(browser.post("/recover/send/", {"code": code}, follow=True), code))
         heard.append(words(browser.post("/recover/again/", follow=True), code))
         later(seconds=61)
         heard.append(words(browser.post("/recover/again/", follow=True), code))
-        heard += [words(browser.post("/recover/otp/", {"otp": "000000"}), code) for _ in range(4)]
+        heard += [
+            words(browser.post("/recover/otp/", {"otp": "000000"}, follow=True), code) for _ in range(4)
+        ]
         heard.append(words(browser.get("/recover/otp/"), code))
         heard.append(words(browser.get("/recover/done/", follow=True), code))
         for _ in range(5):
@@ -103,16 +125,19 @@ def test_every_code_is_answered_with_the_same_words(use, db):
 def test_neither_code_nor_otp_is_in_an_address_or_a_session(browser, lan):
     page = start(browser, lan.code)
     [(_, text)] = read_phone()
-    done = browser.post("/recover/otp/", {"otp": otp_of(text)}, follow=True)
-    for address, _ in page.redirect_chain + done.redirect_chain:
-        assert lan.code not in unquote(address)
-    for row in Session.objects.all():
-        kept = row.get_decoded()
-        assert set(kept) <= {"recovery"}
-        assert lan.code not in str(kept) and otp_of(text) not in str(kept)
-    with connection.cursor() as cursor:
-        cursor.execute("select encode(secret_hash, 'hex') from recovery")
-        assert kept["recovery"].encode().hex() not in cursor.fetchone()[0]
+    otp = otp_of(text)
+    pages = [page, browser.post("/recover/otp/", {"otp": another(otp)}, follow=True)]
+    pages.append(browser.post("/recover/otp/", {"otp": otp}, follow=True))
+    for address in (hop for each in pages for hop, _ in each.redirect_chain):
+        assert not any(secret in unquote(address) for secret in (lan.code, otp, another(otp)))
+    assert not Session.objects.exists()
+    kept = browser.cookies[COOKIE]
+    assert kept["httponly"] and kept["samesite"] == "Lax"
+    plain = _box().decrypt(kept.value).decode()
+    assert lan.code in plain and otp not in plain
+    assert lan.code not in str(base64.urlsafe_b64decode(kept.value))
+    [secret] = json.loads(plain)["requests"]
+    assert bytes(Recovery.objects.get().secret_hash) == hashlib.sha256(secret.encode()).digest()
 
 
 def test_nothing_of_it_is_in_the_log(browser, lan, caplog):
@@ -124,18 +149,20 @@ def test_nothing_of_it_is_in_the_log(browser, lan, caplog):
     issued = read_phone()[0][1][-6:]
     assert Case.objects.exists() and caplog.records
     said = " ".join(str(vars(record)) for record in caplog.records if not record.name.startswith("django.db"))
-    for secret in (lan.code, lan.phone[3:], otp, another(otp), issued, browser.session["recovery"]):
-        assert secret not in said
+    [secret] = json.loads(_box().decrypt(browser.cookies[COOKIE].value))["requests"]
+    for each in (lan.code, lan.phone[3:], otp, another(otp), issued, secret):
+        assert each not in said
 
 
 def test_a_wrong_otp_is_told_beside_its_field_and_at_the_top(browser, lan):
     start(browser, lan.code)
     otp = otp_of(read_phone()[0][1])
-    page = browser.post("/recover/otp/?lang=en", {"otp": another(otp)}).content.decode()
+    page = browser.post("/recover/otp/?lang=en", {"otp": another(otp)}, follow=True).content.decode()
     assert page.count("Tries left: 2.") == 2
     assert otp not in page
+    assert "Tries left" not in browser.get("/recover/otp/").content.decode()  # said once
     browser.post("/recover/otp/", {"otp": another(otp)})
-    page = browser.post("/recover/otp/", {"otp": another(otp)}).content.decode()
+    page = browser.post("/recover/otp/", {"otp": another(otp)}, follow=True).content.decode()
     assert "Begin again" in page
     page = browser.get("/recover/otp/").content.decode()
     assert "Begin again" in page and 'href="sms:8079?body=BH%20MK%20"' in page
@@ -161,19 +188,105 @@ def test_digits_may_be_in_groups_or_full_width(browser, lan, form):
 
 
 def test_a_code_that_is_none_is_told_at_once(browser, db):
-    page = browser.post("/recover/?lang=en", {"code": "12345"}).content.decode()
-    assert page.count("The code has 10 digits.") == 2
+    page = browser.post("/recover/?lang=en", {"code": "12345"}, follow=True).content.decode()
+    assert page.count("The code has 10 digits.") == 2 and 'value="12345"' in page
+    browser.post("/recover/", {"code": "1" * 5000 + "\0"})
+    assert "too long" in browser.get("/recover/").content.decode()
+    assert browser.get("/recover/ways/").url == "/recover/"
     assert browser.post("/recover/send/", {"code": "12345"}).status_code == 302
     assert not Recovery.objects.exists()
 
 
+class TestTwoClicks:
+    """Without a script a form may be sent twice before there is an answer; then the second answer is what is shown."""
+
+    def test_send_one_message(self, browser, lan):
+        browser.post("/recover/", {"code": lan.code})
+        second = copy.deepcopy(browser)
+        for each in (browser, second):
+            each.post("/recover/send/", {"code": lan.code})
+        [(_, text)] = read_phone()
+        assert Recovery.objects.count() == 1
+        page = second.post("/recover/otp/?lang=en", {"otp": otp_of(text)}, follow=True)
+        assert "Check your phone" in page.content.decode()
+
+    def test_of_the_right_otp_are_told_that_it_was_right(self, browser, lan):
+        start(browser, lan.code)
+        otp, second = otp_of(read_phone()[0][1]), copy.deepcopy(browser)
+        for each in (browser, second):
+            page = each.post("/recover/otp/?lang=en", {"otp": otp}, follow=True)
+            assert "Check your phone" in page.content.decode()
+        assert len(read_phone()) == Case.objects.count() == 1
+
+    def test_where_a_password_is_chosen_at_once_lead_there(self, use, browser, lan):
+        use(choose_at_once=True)
+        start(browser, lan.code)
+        otp, second = otp_of(read_phone()[0][1]), copy.deepcopy(browser)
+        for each in (browser, second):
+            page = each.post("/recover/otp/", {"otp": otp}, follow=True)
+            assert page.redirect_chain == [("/choose-password/", 302)]
+        second.post("/choose-password/", {"new_password": PASSWORD})
+        assert is_in(second) and Case.objects.count() == 1
+
+
+class TestSeveralRequests:
+    """In one browser, each in a tab of its own."""
+
+    def test_of_a_family_go_on_side_by_side(self, browser, lan):
+        son = Account.objects.create(code="0123456790", phone=lan.phone, state="approved")
+        hers = start(browser, lan.code).redirect_chain[-1][0]
+        [(_, text)] = read_phone()
+        his = start(browser, son.code).redirect_chain[-1][0]
+        [(_, other)] = read_phone()
+        for address, each in ((hers, text), (his, other)):
+            page = browser.post(address, {"otp": otp_of(each)}, follow=True)
+            assert page.redirect_chain[-1][0].startswith("/recover/done/")
+        assert set(Recovery.objects.values_list("tries", "ended_as")) == {(0, "proved")}
+
+    def test_of_one_code_and_way_are_one(self, browser, lan):
+        first, second = (start(browser, lan.code).redirect_chain[-1][0] for _ in range(2))
+        assert first == second and len(read_phone()) == 1
+
+    def test_are_few(self, browser, lan):
+        addresses = [start(browser, f"000000000{n}").redirect_chain[-1][0] for n in range(5)]
+        assert browser.get(addresses[0]).url == "/recover/"
+        assert [browser.get(each).status_code for each in addresses[1:]] == [200] * 4
+
+    def test_are_named_to_their_own_browser_only(self, browser, lan):
+        address = start(browser, lan.code).redirect_chain[-1][0]
+        otp = otp_of(read_phone()[0][1])
+        stranger = Client()
+        start(stranger, UNKNOWN)
+        assert stranger.get(address).url == "/recover/"
+        page = stranger.post(f"{address}&lang=en", {"otp": otp}, follow=True).content.decode()
+        assert "This one-time code can no longer be used" in page and not Case.objects.exists()
+
+
+def test_the_sign_in_page_has_the_code_for_half_an_hour_and_until_somebody_signs_out(browser, lan):
+    start(browser, lan.code)
+    filled_in = f'value="{lan.code}"'
+    for path in ("/login/", "/recover/"):
+        assert filled_in in browser.get(path).content.decode()
+        with travel(minutes=31):
+            assert filled_in not in browser.get(path).content.decode()
+    browser.post("/logout/")
+    assert filled_in not in browser.get("/login/").content.decode()
+
+
+@pytest.mark.parametrize("brought", ["", "x", "é", "gAAAAABnothing"])
+def test_a_cookie_that_is_none_of_ours_is_none(browser, db, brought):
+    browser.cookies[COOKIE] = brought
+    assert browser.get("/recover/").status_code == 200
+    assert browser.get("/recover/ways/").url == "/recover/"
+
+
 def test_busy_and_too_many_offer_the_text(use, browser, lan):
     use(budgets={"site_hour": 0})
-    page = start(browser, lan.code, follow=False)
+    page = start(browser, lan.code)
     assert page.status_code == 429 and page["Retry-After"]
     assert f"sms:8079?body=BH%20MK%20{lan.code}" in page.content.decode()
     use(budgets={"code_day": 0})
-    assert start(browser, UNKNOWN, follow=False).status_code == 429
+    assert start(browser, UNKNOWN).status_code == 429
 
 
 def test_the_free_limit_is_told_after_the_proof_with_the_other_way(use, browser, lan):
@@ -195,15 +308,17 @@ def test_where_the_agency_wants_it_a_password_is_chosen_on_the_spot(use, browser
     start(browser, lan.code)
     page = browser.post("/recover/otp/?lang=en", {"otp": otp_of(read_phone()[0][1])}, follow=True)
     assert page.redirect_chain == [("/choose-password/", 302)]
-    page = browser.get("/recover/done/", follow=True)
-    assert page.redirect_chain == [("/choose-password/", 302)]
+    page = browser.get("/recover/otp/", follow=True)
+    assert page.redirect_chain[-1] == ("/choose-password/", 302)
     assert "Set a password that you will use from now on." in page.content.decode()
     assert "the message" not in page.content.decode() and "sms:8079" not in page.content.decode()
+    elsewhere = copy.deepcopy(browser)
+    del elsewhere.cookies[settings.SESSION_COOKIE_NAME]
+    late = elsewhere.get("/recover/done/?lang=en").content.decode()
+    assert "<h1>Set a new password</h1>" in late and "your registered phone" not in late
     page = browser.post("/choose-password/", {"new_password": PASSWORD}, follow=True)
     assert lan.code in page.content.decode() and read_phone() == []
     assert Client().post("/login/", {"username": lan.code, "password": PASSWORD}).status_code == 302
-    late = browser.get("/recover/done/?lang=en").content.decode()
-    assert "<h1>Set a new password</h1>" in late and "your registered phone" not in late
     assert Case.objects.get().ended_as == "used"
 
 
@@ -212,14 +327,15 @@ def test_too_many_wrong_ones_from_a_network_wait(use, browser, lan):
     start(browser, lan.code)
     for _ in range(2):
         browser.post("/recover/otp/", {"otp": "000000"})
-    page = browser.post("/recover/otp/", {"otp": "000000"})
-    assert page.status_code == 429 and page["Retry-After"]
+    page = browser.post("/recover/otp/", {"otp": "000000"}, follow=True)
+    assert page.status_code == 429 and 60 < int(page["Retry-After"]) <= 900
 
 
 def test_without_a_link_nothing_is_offered_by_sms(use, browser, lan):
     use(reissue={"mt_link": None})
-    assert "/recover/send/" not in browser.post("/recover/", {"code": lan.code}).content.decode()
-    assert start(browser, lan.code, follow=False).status_code == 429
+    ways = browser.post("/recover/", {"code": lan.code}, follow=True).content.decode()
+    assert "8079" in ways and "/recover/send/" not in ways
+    assert start(browser, lan.code).status_code == 429
 
 
 def ended_case(account, n, channel="web"):
@@ -250,7 +366,10 @@ class TestTheApp:
         came = done.json()["data"]["request"]
         assert (done.status_code, came["outcome"], came["by_text"]) == (200, "issued", False)
         assert came["title"] == "Hãy xem điện thoại của bạn" and "mật khẩu mới" in came["text"]
-        assert app.sign_in(lan.code, read_phone()[0][1][-6:]).status_code == 401
+        issued = read_phone()[0][1][-6:]
+        twice = app.call("POST", "auth/recover/otp", {"otp": otp})
+        assert (twice.status_code, twice.json()["data"]) == (200, done.json()["data"])
+        assert app.sign_in(lan.code, issued).status_code == 401
         assert app.choose(PASSWORD).status_code == 200
 
     def test_every_code_is_answered_the_same(self, use, app, lan):
@@ -260,7 +379,10 @@ class TestTheApp:
             answers = [mine.call("POST", "auth/recover", {"code": code})]
             answers += [mine.call("POST", "auth/recover/otp", {"otp": "000000"}) for _ in range(4)]
             heard.append(
-                [re.sub(r'"[^"]*(T..:|_token)[^,}]*', "", each.content.decode()) for each in answers]
+                [
+                    re.sub(r'"[^"]*(T..:|_token)[^,}]*|"id": "[^"]+"', "", each.content.decode())
+                    for each in answers
+                ]
             )
         assert heard[0] == heard[1]
 
@@ -274,6 +396,20 @@ class TestTheApp:
         assert (came["outcome"], came["by_text"]) == ("over_limit", by_text)
         until = timezone.localtime(datetime.fromisoformat(came["until"])).strftime("%H:%M %d/%m/%Y")
         assert until in came["text"] and ("nhắn tin" in came["text"]) is by_text
+
+    def test_several_requests_have_names(self, use, app, lan):
+        names = [
+            app.call("POST", "auth/recover", {"code": code}).json()["data"]["request"]["id"]
+            for code in (lan.code, UNKNOWN)
+        ]
+        assert app.call("GET", "auth/recover").json()["data"]["request"]["id"] == names[1]
+        otp = otp_of(read_phone()[0][1])
+        assert app.call("POST", "auth/recover/otp", {"otp": otp}).status_code == 400
+        again = app.call("POST", "auth/recover/again", {"request": names[0]})
+        assert again.json()["data"]["request"]["id"] == names[0]
+        proved = app.call("POST", "auth/recover/otp", {"otp": otp, "request": names[0]})
+        assert proved.json()["data"]["request"]["outcome"] == "issued"
+        assert app.call("POST", "auth/recover/again", {"request": "x"}).status_code == 409
 
     def test_refusals_have_a_status(self, use, app, lan):
         assert app.call("POST", "auth/recover", {"code": "123"}).json()["errors"][0]["code"] == "bad_code"
