@@ -199,10 +199,12 @@ def test_nonsense_is_left_aside(inside, clinic):
     assert inside.post(OUT, good | {"ui_locales": "en"})["Location"].endswith("&ui_locales=en")
 
 
-def test_without_the_clients_word_it_is_the_persons_to_leave(inside, clinic):
+def test_without_the_clients_word_it_is_the_persons_to_leave(inside, clinic, citizen):
     tokens = clinic.tokens(inside)
     assert answer(inside, "logout", client_id=clinic.id, post_logout_redirect_uri=BYE)["Location"] == BYE
     assert not is_in(inside) and userinfo(tokens["access_token"]).status_code == 401
+    sign_in(inside, citizen.code, CHOSEN)
+    assert "Đã ngừng liên kết dịch vụ: Phòng khám" in inside.get("/account/history/").content.decode()
 
 
 def test_operators_sign_out_so_too(browser, operator, clinic):
