@@ -5,7 +5,7 @@ from django.test import Client as Browser
 
 from caplai.store.models import Event
 from tests.portal.oidc.conftest import Party, userinfo
-from tests.signin.conftest import CHOSEN, App, sign_in
+from tests.signin.conftest import CHOSEN, sign_in
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_they_are_seen_and_ended(inside):
     assert inside.post("/account/apps/end/", {"client_id": "\0nobody"})["Location"] == "/account/apps/"
 
 
-def test_they_are_in_what_happened(inside, citizen, login):
+def test_they_are_in_what_happened(inside, app, citizen, login):
     clinic = Party()
     tokens = clinic.tokens(inside)
     again = clinic.refresh(tokens["refresh_token"]).json()
@@ -54,15 +54,14 @@ def test_they_are_in_what_happened(inside, citizen, login):
     assert "Firefox trên Windows" in page
     page = inside.get("/account/history/?lang=en").content.decode()
     assert "Ended the service: Phòng khám" in page and "Signed in to the service: Phòng khám" in page
-    app = App()
     app.sign_in(citizen.code, CHOSEN)
     what = [(one["what"], one["service"]) for one in app.call("GET", "account/history").json()["data"]]
     assert what[:2] == [("signed_in", None), ("service_ended", "Phòng khám")]
     assert what.count(("service_signed_in", "Phòng khám")) == 2
 
 
-def test_an_app_does_the_same(inside, citizen):
-    clinic, app = Party(), App()
+def test_an_app_does_the_same(inside, app, citizen):
+    clinic = Party()
     assert app.call("GET", "account/apps").status_code == 401
     tokens = clinic.tokens(inside)
     app.sign_in(citizen.code, CHOSEN)

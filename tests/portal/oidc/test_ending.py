@@ -15,7 +15,7 @@ from caplai.service import federation, sittings
 from caplai.service.report import BY_SESSION, report
 from caplai.store.models import Account, Login, new_stamp
 from tests.portal.oidc.conftest import Party, agree, arrived, userinfo
-from tests.signin.conftest import CHOSEN, App, sign_in
+from tests.signin.conftest import CHOSEN, sign_in
 
 
 @pytest.fixture
@@ -77,15 +77,14 @@ def phone(citizen, login):
     return other
 
 
-def end_by_page(owner, citizen):
+def end_by_page(owner, citizen, app=None):
     page = owner.get("/account/devices/").content.decode()
     assert "/account/apps/" in page
     [seat] = re.findall(r'name="seat" value="(\w+)"', page)
     assert owner.post("/account/devices/end/", {"seat": seat})["Location"] == "/account/devices/"
 
 
-def end_by_app(owner, citizen):
-    app = App()
+def end_by_app(owner, citizen, app):
     app.sign_in(citizen.code, CHOSEN)
     login = Login.objects.get()
     [there] = [
@@ -98,7 +97,7 @@ def end_by_app(owner, citizen):
 
 @pytest.mark.parametrize("end", [end_by_page, end_by_app])
 @pytest.mark.parametrize("is_in", [True, False], ids=["signed in", "remembered"])
-def test_signing_a_device_out_ends_what_was_granted_from_it(inside, phone, citizen, end, is_in):
+def test_signing_a_device_out_ends_what_was_granted_from_it(inside, phone, app, citizen, end, is_in):
     clinic = Party()
     mine, theirs = clinic.tokens(inside), clinic.tokens(phone)
     theirs = clinic.refresh(theirs["refresh_token"]).json()
@@ -106,7 +105,7 @@ def test_signing_a_device_out_ends_what_was_granted_from_it(inside, phone, citiz
     if not is_in:  # the session is over, the device is still remembered
         phone.post("/logout/")
         assert clinic.is_active(theirs["refresh_token"])
-    end(inside, citizen)
+    end(inside, citizen, app)
     assert clinic.exchange(code).json() == {"error": "invalid_grant"}
     assert clinic.refresh(theirs["refresh_token"]).json() == {"error": "invalid_grant"}
     assert userinfo(theirs["access_token"]).status_code == 401
