@@ -172,7 +172,7 @@ def ask(
             ],
         )
         if channel is Channel.EMAIL:
-            forgotten_mail.send(id_, code, addresses, rules.lasts(channel))
+            forgotten_mail.send(id_, code, addresses, rules.lasts(channel), digits=facts.is_reachable(rules))
         else:
             _send(conn, id_, phone, facts.now + rules.lasts(channel), rules)
         return Asked(sending, secret, facts.now + rules.budgets.pause, sent=True)
@@ -333,7 +333,8 @@ def _again(conn: psycopg.Connection, row: Row, asker: Asker, rules: Rules) -> As
         [int(bool(phone or addresses)), facts.now, row.id],
     )
     if row.channel is Channel.EMAIL:
-        forgotten_mail.send(row.id, row.code, addresses, row.expires_at - facts.now)
+        lasting = row.expires_at - facts.now
+        forgotten_mail.send(row.id, row.code, addresses, lasting, digits=facts.is_reachable(rules))
     else:
         _send(conn, row.id, phone, row.expires_at, rules)
     return Asked(sending, again_at=facts.now + rules.budgets.pause, sent=True)

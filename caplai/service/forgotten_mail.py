@@ -22,7 +22,8 @@ from caplai.store.keyring import KeyringError
 from caplai.store.mails import Due
 from caplai.store.models import Case
 
-KIND = "recover"
+KIND, LINK_ALONE = "recover", "recover_link"
+"""The mail with digits and a link; and the one for where digits would be refused (used-up guesses)."""
 LABEL = "recover"
 """What the token of the link is good for (domain/capability.py)."""
 PAGE = "/recover/link/"
@@ -46,9 +47,12 @@ def fingerprint(addresses: Iterable[Confirmed]) -> bytes | None:
     return hashlib.sha256("\n".join(found).encode()).digest() if found else None
 
 
-def send(recovery: UUID, code: str, addresses: Iterable[Confirmed], lasting: timedelta) -> None:
-    """Queue the mail to each of them, in the caller's transaction."""
-    mail.post_to_each(KIND, code, [each.id for each in addresses], about=recovery, lasting=lasting)
+def send(
+    recovery: UUID, code: str, addresses: Iterable[Confirmed], lasting: timedelta, *, digits: bool
+) -> None:
+    """Queue the mail to each of them, in the caller's transaction. `digits`: whether they would be taken."""
+    kind = KIND if digits else LINK_ALONE
+    mail.post_to_each(kind, code, [each.id for each in addresses], about=recovery, lasting=lasting)
 
 
 def named_by(token: str, keys: Iterable[bytes]) -> UUID | None:
@@ -57,6 +61,7 @@ def named_by(token: str, keys: Iterable[bytes]) -> UUID | None:
 
 
 @mail.kind(KIND)
+@mail.kind(LINK_ALONE)
 def _write(due: Due, site: Site) -> Part | None:
     assert site.conn is not None and due.about is not None
     row = site.conn.execute(
@@ -70,7 +75,12 @@ def _write(due: Due, site: Site) -> Part | None:
     key = site.keys.ring("issuing").get(name)
     if key is None:
         raise KeyringError("this host lacks an issuing key")
-    digits = otp.derive(key, otp.Inputs(version, due.about, code))
+    both = [
+        _("Or type these digits on the page where you asked for this email:"),
+        Code(otp.derive(key, otp.Inputs(version, due.about, code))),
+        _("Both can be used for %(time)s, and only once. Give them to nobody.") % {"time": _length(minutes)},
+    ]
+    alone = [_("It can be used for %(time)s, and only once. Give it to nobody.") % {"time": _length(minutes)}]
     token = capability.token(key, LABEL, due.about)
     return Part(
         _("Set a new password"),
@@ -81,10 +91,7 @@ def _write(due: Due, site: Site) -> Part | None:
             % {"end": code[-4:]},
             _("Open this link to set a new one:"),
             Link(_("Set a new password"), f"{site.url}{PAGE}#{token}"),
-            _("Or type these digits on the page where you asked for this email:"),
-            Code(digits),
-            _("Both can be used for %(time)s, and only once. Give them to nobody.")
-            % {"time": _length(minutes)},
+            *(alone if due.kind == LINK_ALONE else both),
             _("If it was not you, there is nothing to do: nothing has changed."),
         ],
     )

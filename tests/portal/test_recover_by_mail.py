@@ -385,3 +385,27 @@ class TestWhoAskedWithSomebodysCode:
 
 def _without_times(body: str) -> str:
     return re.sub(r'"[^"]*(T..:|_token)[^,}]*|"id": "[^"]+"', "", body)
+
+
+def test_a_mail_offers_no_digits_that_would_be_refused_and_its_link_works(browser, post, citizen):
+    Guess.objects.bulk_create(Guess(account=citizen.code, network="x") for _ in range(20))
+    send(browser, citizen.code)
+    message = post.newest(MAIL)
+    text = text_of(message)
+    assert not re.search(r"(?<!\d)\d{6}(?!\d)", text) and "6 chữ số" not in text and "digits" not in text
+    page = Client().post("/recover/link/", {"token": token_in(message)}, follow=True)
+    assert page.redirect_chain == [("/choose-password/", 302)]
+
+
+@pytest.mark.parametrize("channel", ["sms", "email"])
+def test_where_nothing_comes_the_page_names_what_always_works(browser, post, citizen, channel):
+    pages = []
+    for code in (citizen.code, "9999999999"):
+        asking = Client()
+        page = asking.post("/recover/send/?lang=en", {"code": code, "channel": channel}, follow=True)
+        page = page.content.decode()
+        section = page.partition('class="help"')[2].partition("</section>")[0]
+        assert "always works" in section and 'href="sms:8079?body=BH%20MK%20"' in section
+        assert 'href="/recover/ways/"' in section
+        pages.append(re.sub(r'value="[^"]*"|r=[\w-]+', "", section))
+    assert pages[0] == pages[1]
