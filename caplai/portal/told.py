@@ -74,7 +74,7 @@ def _service(entry: Entry) -> str:
     name = {"name": entry.service}
     if entry.what == SIGNED_IN_TO:
         return _("Signed in to the service: %(name)s") % name
-    return _("Ended the service: %(name)s") % name
+    return _("Ended the sign-in to the service: %(name)s") % name
 
 
 def _sent(entry: Entry) -> str | None:

@@ -145,6 +145,8 @@ PAGES = [
     Page("address-confirm-wrong", "account_email_confirm", "owner", go=submit(code="000000")),
     Page("sign-in-again", "account_email_add", "of yesterday", status=403, also=("sign_in_again",)),
     Page("services", "account_apps", "patient", also=("account_apps_end",)),
+    Page("services-devices", "account_devices", "patient"),
+    Page("services-history", "account_history", "patient"),
     Page("services-none", "account_apps", "beginner"),
     Page("client", asked_by_a_client(scope="openid email"), "owner", also=("idp:oidc:authorization",)),
     Page("client-again", asked_by_a_client(prompt="login"), "owner"),
@@ -355,7 +357,11 @@ class People:
         self._login(account)
         browser = self._in(account.code, CHOSEN)
         asked_by_a_client()()
+        bank = Party(name="Ngân hàng")
+        bank.tokens(browser)
+        browser.post(reverse("account_apps_end"), {"client_id": bank.id})
         Party(name="Phòng khám Đa khoa Hoà Bình").tokens(browser, scope="openid email")
+        self._in(account.code, CHOSEN)
         return browser
 
     def operator(self) -> Client:
