@@ -53,7 +53,10 @@ def test_they_are_in_what_happened(inside, app, citizen, login):
     assert page.index("Đã ngừng liên kết dịch vụ: Phòng khám") < page.index("Đăng nhập dịch vụ: Phòng khám")
     assert "Firefox trên Windows" in page
     page = inside.get("/account/history/?lang=en").content.decode()
-    assert "Ended the sign-in to the service: Phòng khám" in page and "Signed in to the service: Phòng khám" in page
+    assert (
+        "Ended the sign-in to the service: Phòng khám" in page
+        and "Signed in to the service: Phòng khám" in page
+    )
     app.sign_in(citizen.code, CHOSEN)
     what = [(one["what"], one["service"]) for one in app.call("GET", "account/history").json()["data"]]
     assert what[:2] == [("signed_in", None), ("service_ended", "Phòng khám")]
