@@ -1,18 +1,16 @@
 """What people type: a name and a password, and the password that they choose. For the pages and for the app."""
 
-import functools
 import unicodedata
-from collections.abc import Iterable
 
 from allauth.account.adapter import get_adapter
 from allauth.headless.account.inputs import LoginInput as AllauthLoginInput
 from django import forms
 from django.conf import settings
-from django.contrib.auth.password_validation import CommonPasswordValidator
 from django.core.exceptions import ValidationError
 from django.utils.translation import gettext_lazy as _
 
 from caplai.domain.grammar import code_of
+from caplai.signin.known import is_common, is_made_of, is_made_of_number
 from caplai.store.models import Login
 
 MIN_LENGTH, MAX_LENGTH = 8, 128
@@ -135,20 +133,21 @@ class ChooseForm(forms.Form):
             raise ValidationError(_("The password must have 8 characters or more."), "password_too_short")
         if len(password) > MAX_LENGTH:
             raise ValidationError(_("This is too long for a password."), "password_too_long")
-        if normal_username(password) == self.login.username:
-            raise ValidationError(_("The password must not be your code."), "password_is_code")
-        if is_obvious(password, settings.CAPLAI.signin.obvious_words, self._phone()):
+        if is_common(password):
+            raise ValidationError(
+                _("Many people use this password, so it is easy to guess. Choose another."),
+                "password_too_common",
+            )
+        code, phone = self.login.username, self._phone()
+        if normal_username(password) == code or is_made_of_number(password, code):
+            raise ValidationError(_("The password must not be made of your code."), "password_is_code")
+        if is_made_of(password, settings.CAPLAI.signin.obvious_words) or (
+            phone is not None and any(is_made_of_number(password, form) for form in _written(phone))
+        ):
             raise ValidationError(
                 _("This password is made of the service's name or of your phone number. Choose another."),
                 "password_is_obvious",
             )
-        try:
-            _common_passwords().validate(password)
-        except ValidationError:
-            raise ValidationError(
-                _("Many people use this password, so it is easy to guess. Choose another."),
-                "password_too_common",
-            ) from None
         return password
 
     def _phone(self) -> str | None:
@@ -166,26 +165,6 @@ class ChooseForm(forms.Form):
         self.add_error(None, get_adapter().validation_error("try_again"))
 
 
-@functools.cache
-def _common_passwords() -> CommonPasswordValidator:
-    """Read once: to unpack its 20,000 costs more than to hash."""
-    return CommonPasswordValidator()
-
-
-def is_obvious(password: str, words: Iterable[str], phone: str | None) -> bool:
-    """Whether it is made of these words with nothing but digits or up to two letters beside them, or is the phone
-    (E.164). Accents, case, spaces and signs change nothing (ASVS 5.0, 6.2.11).
-    """
-    plain = _plain(password)
-    if phone is not None and plain in {_plain(phone), "0" + phone.removeprefix("+84")}:
-        return True
-    rest = plain
-    for word in sorted(map(_plain, words), key=len, reverse=True):
-        rest = rest.replace(word, "") if word else rest
-    return rest != plain and sum(not letter.isdigit() for letter in rest) <= 2
-
-
-def _plain(text: str) -> str:
-    """Its letters and digits alone, without accents and in lower case."""
-    letters = unicodedata.normalize("NFKD", text.casefold().replace("đ", "d"))
-    return "".join(letter for letter in letters if letter.isalnum())
+def _written(phone: str) -> tuple[str, str]:
+    """The digits of a phone (E.164), as they are written abroad and at home."""
+    return phone.removeprefix("+"), "0" + phone.removeprefix("+84")
