@@ -259,7 +259,10 @@ class RecoverSettings(Section):
     code_day: int = Field(
         5,
         ge=1,
-        description="Asked for one insurance code (known or not) within 24 hours, by SMS and by e-mail each.",
+        description=(
+            "Asked for one insurance code (known or not) by one asker within 24 hours; and sent to one account, by"
+            " whomever asked for, beyond which there is silently none. By SMS and by e-mail each."
+        ),
     )
     phone_day: int = Field(
         10, ge=1, description="One-time codes sent to one phone within 24 hours; beyond it, silently none."
@@ -270,7 +273,9 @@ class RecoverSettings(Section):
     prefix_hour: int = Field(1000, ge=1, description="Asked from one IPv4 /24 or IPv6 /48 within an hour.")
     site_hour: int = Field(20_000, ge=1, description="Sent by the whole site within an hour.")
     unverified_least: int = Field(
-        500, ge=10, description="From so many messages in an hour on, the share of codes never typed counts."
+        500,
+        ge=10,
+        description="From so many messages in an hour on that a carrier took, the share of codes never typed counts.",
     )
     unverified_percent: int = Field(
         80, ge=10, le=100, description="The share of them, in percent, at which no more are sent."

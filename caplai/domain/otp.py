@@ -106,25 +106,26 @@ class Budgets:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Spent:
-    """What was asked for, or sent, before. `code`, `network` (a day) and `prefix` (an hour) count wishes, whether the
-    code is known or not: else whoever meets the end of a budget could count known codes by it. `phone` (a day),
-    `site` (an hour) and `unverified` of `settled` count messages, for these are about what they cost.
+    """What was asked for, or sent, before. `asked` (this code, by this asker), `network` (a day) and `prefix` (an hour)
+    count wishes, whether the code is known or not: else whoever meets the end of a budget could count known codes by
+    it. `code`, `phone` (a day), `site` (an hour) and `unverified` of `settled` count messages, whoever asked for them.
     """
 
+    asked: int = 0
     code: int = 0
     phone: int = 0
     network: int = 0
     prefix: int = 0
     site: int = 0
     settled: int = 0
-    """Messages of the last hour whose OTP has had its time."""
+    """Messages of the last hour that a carrier took, and whose OTP has had its time."""
     unverified: int = 0
     """Those of them whose OTP nobody ever typed."""
 
 
 def exhausted(spent: Spent, budgets: Budgets) -> Budget | None:
-    """The budget that forbids one more wish, or None. A phone's is not among them: it is known only where the code is,
-    so it silences the message and changes no word (`silenced`).
+    """The budget that forbids one more wish, or None. What others asked for is not among them, nor a phone's, which is
+    known only where the code is: these silence the message and change no word (`silenced`).
     """
     if spent.site >= budgets.site_hour:
         return Budget.SITE
@@ -135,9 +136,10 @@ def exhausted(spent: Spent, budgets: Budgets) -> Budget | None:
         return Budget.PREFIX
     if spent.network >= budgets.network_day:
         return Budget.NETWORK
-    return Budget.CODE if spent.code >= budgets.code_day else None
+    return Budget.CODE if spent.asked >= budgets.code_day else None
 
 
-def silenced(spent: Spent, budgets: Budgets) -> bool:
-    """Whether the phone has been sent enough for a day: nothing goes to it, and nobody is told."""
-    return spent.phone >= budgets.phone_day
+def silenced(spent: Spent, budgets: Budgets, channel: Channel) -> bool:
+    """Whether the account, or its phone, has been sent enough for a day: nothing goes to it, and nobody is told."""
+    enough = channel is Channel.SMS and spent.phone >= budgets.phone_day
+    return enough or spent.code >= budgets.code_day

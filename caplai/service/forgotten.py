@@ -143,7 +143,8 @@ def ask(
                 secret = None
             if old is not None and old.seems_alive(now) and (old.code, old.channel) == (code, channel):
                 return replace(_again(conn, old, asker, rules), secret=each)
-        facts = gather_facts(conn, code, asker, rules, channel)
+        mine = [each for each in (secret, *others) if each is not None]
+        facts = gather_facts(conn, code, asker, rules, channel, mine)
         sending = _decide(conn, facts, rules, channel)
         if sending is not Sending.SENT:
             return Asked(sending)
@@ -297,7 +298,7 @@ def _decide(conn: psycopg.Connection, facts: Facts, rules: Rules, channel: Chann
     """What is said to everybody who asks so; the alarm is raised where it must be."""
     budget = otp.exhausted(facts.spent, rules.budgets)
     if facts.open and budget is None and channel is Channel.SMS and rules.can_send(channel):
-        budget = otp.exhausted(gather_site(conn, facts), rules.budgets)
+        budget = otp.exhausted(gather_site(conn, facts, rules), rules.budgets)
     if not facts.open:
         sending = Sending.CLOSED
     elif budget in (Budget.CODE, Budget.NETWORK):
@@ -366,8 +367,8 @@ def _recipients(
     """Whom the OTP goes to: a phone, or addresses; for others nobody."""
     if channel is Channel.EMAIL:
         addresses = forgotten_mail.reached(code)
-        return None, addresses if facts.approved else []
-    return facts.phone if facts.is_told(rules) else None, []
+        return None, addresses if facts.is_told(rules, channel) else []
+    return facts.phone if facts.is_told(rules, channel) else None, []
 
 
 _WORDING = """

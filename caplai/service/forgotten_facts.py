@@ -4,6 +4,7 @@ facts of one code and one asker, gathered under the locks of all that they are a
 
 import hashlib
 import ipaddress
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -12,7 +13,7 @@ from uuid import UUID
 import psycopg
 
 from caplai.domain import otp
-from caplai.domain.otp import Budgets, Channel, Spent
+from caplai.domain.otp import Budget, Budgets, Channel, Spent
 from caplai.service import credentials, keys, locks, mail, requests
 from caplai.store.db import named_lock
 
@@ -129,8 +130,10 @@ class Facts:
         """Whether an OTP could open anything."""
         return self.approved and self.guesses < rules.signin.guesses
 
-    def is_told(self, rules: Rules) -> bool:
-        return self.is_reachable(rules) and not otp.silenced(self.spent, rules.budgets)
+    def is_told(self, rules: Rules, channel: Channel) -> bool:
+        """Whether a message goes out: by SMS digits alone, in a mail there is a link, which guesses do not close."""
+        open_ = self.approved if channel is Channel.EMAIL else self.is_reachable(rules)
+        return open_ and not otp.silenced(self.spent, rules.budgets, channel)
 
 
 _GATHER = f"""
@@ -146,6 +149,8 @@ select t.now, coalesce((select (value->>'open')::bool from switch where name = '
        array(select g.at from guess g where g.network = %(network)s and g.at > t.now - %(network_window)s
            order by g.at desc limit %(network_failures)s),
        (select coalesce(sum(asks), 0)::int from recovery where code = %(code)s and created_at > t.now - %(day)s
+           and channel = %(channel)s and (network = %(network)s or secret_hash = any(%(kept)s::bytea[]))),
+       (select coalesce(sum(sends), 0)::int from recovery where code = %(code)s and created_at > t.now - %(day)s
            and channel = %(channel)s),
        (select coalesce(sum(sends), 0)::int from recovery where phone = a.phone and created_at > t.now - %(day)s),
        (select coalesce(sum(asks), 0)::int from recovery where network = %(network)s and created_at > t.now - %(day)s),
@@ -164,8 +169,15 @@ from recovery where created_at > %(now)s - %(hour)s and channel = 'sms' and send
 """Only what was sent, which `site_hour` bounds: of wishes for unknown codes there may be any number."""
 
 
-def gather_facts(conn: psycopg.Connection, code: str, asker: Asker, rules: Rules, channel: Channel) -> Facts:
-    """All but what the site spent (gather_site)."""
+def gather_facts(
+    conn: psycopg.Connection,
+    code: str,
+    asker: Asker,
+    rules: Rules,
+    channel: Channel,
+    kept: Iterable[str] = (),
+) -> Facts:
+    """All but what the site spent (gather_site). `kept`: the secrets of this browser's requests."""
     signin = rules.signin
     keys.begin_opening(conn)
     row = conn.execute(
@@ -175,6 +187,7 @@ def gather_facts(conn: psycopg.Connection, code: str, asker: Asker, rules: Rules
             "channel": channel.value,
             "device": hash_of(asker.device) if asker.device else None,
             "network": asker.network,
+            "kept": [hash_of(secret) for secret in kept],
             "prefix": asker.prefix,
             "guess_window": signin.guess_window,
             "guesses": signin.guesses,
@@ -186,16 +199,30 @@ def gather_facts(conn: psycopg.Connection, code: str, asker: Asker, rules: Rules
         },
     ).fetchone()
     assert row is not None
-    return Facts(*row[:-4], Spent(*row[-4:]))  # type: ignore[call-arg]
+    return Facts(*row[:-5], Spent(*row[-5:]))  # type: ignore[call-arg]
 
 
-def gather_site(conn: psycopg.Connection, facts: Facts) -> Spent:
+_TAKEN = """
+select count(*)::int, count(*) filter (where r.proved_at is null)::int
+from recovery r
+where r.created_at > %(now)s - %(hour)s and r.channel = 'sms' and r.sends > 0 and r.expires_at <= %(now)s
+and exists (select from outbox o where o.recovery_id = r.id and o.state = 'sent')
+"""
+"""Of those, what a carrier took: while it takes nothing nobody can type anything, and that is no pumping."""
+
+
+def gather_site(conn: psycopg.Connection, facts: Facts, rules: Rules) -> Spent:
     """What was spent, with the site's part of it, under the site's lock from here on."""
     locks.take(conn, [SITE])
-    row = conn.execute(SENT_BY_SITE, {"now": facts.now, "hour": _HOUR}).fetchone()
+    since = {"now": facts.now, "hour": _HOUR}
+    row = conn.execute(SENT_BY_SITE, since).fetchone()
     assert row is not None
-    site, settled, unverified = row
-    return replace(facts.spent, site=site, settled=settled, unverified=unverified)
+    spent = replace(facts.spent, site=row[0], settled=row[1], unverified=row[2])
+    if otp.exhausted(spent, rules.budgets) is Budget.UNVERIFIED:  # so it costs little where all is well
+        taken = conn.execute(_TAKEN, since).fetchone()
+        assert taken is not None
+        spent = replace(spent, settled=taken[0], unverified=taken[1])
+    return spent
 
 
 def find(conn: psycopg.Connection, secret: str | None) -> Row | None:

@@ -456,6 +456,11 @@ class Outbox(models.Model):
                 fields=["message_id"], name="outbox_message_id", condition=Q(message_id__isnull=False)
             ),
             BrinIndex(fields=["created_at"], name="outbox_by_time", autosummarize=True),
+            models.Index(
+                fields=["recovery_id"],
+                name="outbox_otp_sent",
+                condition=Q(recovery_id__isnull=False, state="sent"),
+            ),
         ]
 
 

@@ -8,7 +8,7 @@ from caplai.domain import otp
 from caplai.domain.issuing import DIGITS
 from caplai.domain.issuing import Inputs as CaseInputs
 from caplai.domain.issuing import derive as derive_password
-from caplai.domain.otp import Budget, Budgets, Inputs, Spent, derive, exhausted, matches
+from caplai.domain.otp import Budget, Budgets, Channel, Inputs, Spent, derive, exhausted, matches
 from caplai.domain.replies import Texts, bind_to_origin, fill
 
 KEY = bytes(range(32))
@@ -58,21 +58,34 @@ BUDGETS = Budgets(code_day=5, network_day=300, prefix_hour=1000, site_hour=20_00
     ("spent", "budget"),
     [
         (Spent(), None),
-        (Spent(code=4, network=299, prefix=999, site=19_999), None),
-        (Spent(code=5), Budget.CODE),
+        (Spent(asked=4, network=299, prefix=999, site=19_999), None),
+        (Spent(asked=5), Budget.CODE),
         (Spent(network=300), Budget.NETWORK),
         (Spent(prefix=1000), Budget.PREFIX),
         (Spent(site=20_000), Budget.SITE),
         (Spent(settled=499, unverified=499), None),
         (Spent(settled=500, unverified=399), None),
         (Spent(settled=500, unverified=400), Budget.UNVERIFIED),
-        (Spent(code=5, site=20_000), Budget.SITE),  # what everybody is told comes first
+        (Spent(asked=5, site=20_000), Budget.SITE),  # what everybody is told comes first
+        (Spent(code=1000), None),  # of others: whoever asks now must not learn that somebody did
         (Spent(phone=1000), None),  # a phone is known only where the code is: it changes no word
     ],
 )
 def test_which_budget_forbids_one(spent, budget):
     assert exhausted(spent, BUDGETS) == budget
-    assert otp.silenced(spent, BUDGETS) == (spent.phone >= 10)
+
+
+@pytest.mark.parametrize(
+    ("spent", "sms", "email"),
+    [
+        (Spent(code=4, phone=9, asked=9), False, False),
+        (Spent(code=5), True, True),
+        (Spent(phone=10), True, False),
+    ],
+)
+def test_what_others_asked_for_silences_and_changes_no_word(spent, sms, email):
+    assert otp.silenced(spent, BUDGETS, Channel.SMS) is sms
+    assert otp.silenced(spent, BUDGETS, Channel.EMAIL) is email
 
 
 def test_the_text_of_one_is_one_segment_and_bound_to_the_site():

@@ -9,7 +9,7 @@ from django.test import Client
 from django.utils import timezone
 
 from caplai.domain.grammar import Reissue
-from caplai.domain.otp import Channel
+from caplai.domain.otp import Channel, Sending
 from caplai.domain.policy import Outcome
 from caplai.portal import recover
 from caplai.service.forgotten import Asker, ask, look, prove
@@ -19,6 +19,7 @@ from caplai.store.models import Case
 from tests.mailbox import code_in
 from tests.portal.forgetting import otp_of, read_phone, rules_with
 from tests.portal.test_recover import ended_case
+from tests.service.test_forgotten import later
 from tests.signin.conftest import App
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -141,3 +142,24 @@ def test_a_mail_that_is_over_the_limit_offers_what_works(post, citizen):
     asked = ask(citizen.code, ASKER, secret=None, rules=rules, channel=Channel.EMAIL)
     came = prove(asked.secret, code_in(post.newest(MAIL)), ASKER, rules=rules).came
     assert (came.decided, came.by_text, came.by_email) == (Outcome.OVER_LIMIT, True, False)
+
+
+@pytest.mark.parametrize("channel", Channel)
+def test_a_stranger_hears_nothing_of_what_others_asked_for(post, citizen, channel):
+    rules, stranger, heard = rules_with(), Asker("198.51.100.9"), []
+    for code in (citizen.code, "9999999999"):
+        for _ in range(5):
+            assert ask(code, ASKER, secret=None, rules=rules, channel=channel).sending is Sending.SENT
+        heard.append(
+            [ask(code, stranger, secret=None, rules=rules, channel=channel).sending for _ in range(6)]
+        )
+    assert heard == [[Sending.SENT] * 5 + [Sending.TOO_MANY]] * 2
+    assert len(read_phone()) + len(post.deliver().mails) == 5
+    later(hours=23)
+    mine = ask(citizen.code, ASKER, secret=None, rules=rules, channel=channel)
+    assert mine.sending is Sending.TOO_MANY
+    later(hours=2)
+    assert ask(citizen.code, stranger, secret=None, rules=rules, channel=channel).sending is Sending.SENT
+    assert (
+        len(read_phone() if channel is Channel.SMS else post.deliver().mails[5:]) == 1
+    )  # what was not sent closed it no longer

@@ -296,13 +296,14 @@ def test_a_closed_service_says_so_before_it_sends(lan):
 @pytest.mark.parametrize(
     ("budget", "askers", "codes", "sending"),
     [
-        ("code_day", lambda n: f"203.0.{n}.7", lambda n: "0123456789", Sending.TOO_MANY),
+        ("code_day", lambda n: "203.0.113.7", lambda n: "0123456789", Sending.TOO_MANY),
+        ("code_day", lambda n: f"203.0.{n}.7", lambda n: "0123456789", Sending.SENT),
         ("network_day", lambda n: "203.0.113.7", lambda n: f"{n:010}", Sending.TOO_MANY),
         ("prefix_hour", lambda n: f"203.0.113.{n}", lambda n: f"{n:010}", Sending.BUSY),
         ("prefix_hour", lambda n: f"2001:db8:1:{n}::/64", lambda n: f"{n:010}", Sending.BUSY),
         ("site_hour", lambda n: f"203.0.{n}.7", lambda n: f"{n:010}", Sending.BUSY),
     ],
-    ids=["code", "network", "prefix-v4", "prefix-v6", "site"],
+    ids=["code", "code-of-others", "network", "prefix-v4", "prefix-v6", "site"],
 )
 def test_sixteen_at_once_get_no_more_than_a_budget_has(lan, budget, askers, codes, sending):
     Account.objects.exclude(code=lan.code).delete()
@@ -323,6 +324,17 @@ def test_sixteen_at_once_get_no_more_than_a_budget_has(lan, budget, askers, code
         thread.join()
     assert sorted(said) == sorted([Sending.SENT] * 3 + [sending] * 13)
     assert len(read_phone()) == 3
+
+
+def test_a_browser_that_changes_its_network_is_told_of_its_own_wishes(lan):
+    rules, kept = rules_with(), []
+    for n in range(5):
+        asked = ask(lan.code, Asker(f"203.0.{n}.7"), secret=None, others=kept, rules=rules)
+        kept.append(asked.secret)
+        later(minutes=6)
+    last = ask(lan.code, Asker("203.0.99.7"), secret=None, others=kept, rules=rules)
+    assert last.sending is Sending.TOO_MANY
+    assert ask(lan.code, Asker("203.0.99.7"), secret=None, rules=rules).sending is Sending.SENT
 
 
 def test_only_a_text_that_may_be_sent_waits_for_the_sites_lock_and_two_seconds(lan, conn):
@@ -375,12 +387,27 @@ def test_sixteen_tries_at_once_prove_once_and_count_three(lan, is_right):
     assert Guess.objects.count() == (0 if is_right else 3)
 
 
+@pytest.mark.parametrize(
+    ("state", "sending"), [("sent", Sending.BUSY), ("ready", Sending.SENT), ("expired", Sending.SENT)]
+)
+def test_what_no_carrier_took_is_no_sign_of_pumping(lan, state, sending):
+    rules = rules_with(budgets={"unverified_least": 3, "unverified_percent": 80})
+    for n in range(3):
+        Account.objects.create(code=f"000000000{n}", phone=f"+8432700000{n}", state="approved")
+        ask(f"000000000{n}", Asker(f"203.0.{n}.1"), secret=None, rules=rules)
+    Outbox.objects.update(state=state)
+    later(minutes=6)
+    assert ask(lan.code, ASKER, secret=None, rules=rules).sending is sending
+    assert Event.objects.filter(kind="otp_budget").exists() == (sending is Sending.BUSY)
+
+
 def test_unverified_messages_close_it_for_everybody_and_are_told_once(lan, caplog):
     rules = rules_with(budgets={"unverified_least": 3, "unverified_percent": 80})
     for n in range(3):
         Account.objects.create(code=f"000000000{n}", phone=f"+8432700000{n}", state="approved")
         assert ask(f"000000000{n}", Asker(f"203.0.{n}.1"), secret=None, rules=rules).sending is Sending.SENT
     assert ask(UNKNOWN, ASKER, secret=None, rules=rules).sending is Sending.SENT  # they still have their time
+    Outbox.objects.update(state="sent")
     later(minutes=6)
     for code in (lan.code, UNKNOWN, lan.code):
         assert ask(code, ASKER, secret=None, rules=rules).sending is Sending.BUSY
