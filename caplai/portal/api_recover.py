@@ -16,7 +16,7 @@ from caplai.portal import recover
 from caplai.portal.recover import LinkForm, OtpForm, SendForm, asker
 from caplai.portal.recover_said import say_decided, say_not_sent, say_over
 from caplai.service import forgotten
-from caplai.service.forgotten import Came, Proof, Standing
+from caplai.service.forgotten import Asked, Came, Proof, Standing
 from caplai.signin.adapter import put_off
 from caplai.signin.answers import Time, shape
 from caplai.signin.api import Endpoint
@@ -144,8 +144,7 @@ class Recover(Endpoint):
         if asked.secret is not None:
             request.session[_SESSION] = remember(request.session.get(_SESSION, []), asked.secret)
         if asked.sending is not Sending.SENT:
-            assert asked.sending is not None
-            return _not_sent(request, asked.sending)
+            return _not_sent(request, asked)
         return _stands(request, asked.secret)
 
 
@@ -162,7 +161,7 @@ class Again(Endpoint):
         if asked.sending is None:
             return _over(request)
         if asked.sending is not Sending.SENT:
-            return _not_sent(request, asked.sending)
+            return _not_sent(request, asked)
         return _stands(request, secret)
 
 
@@ -262,12 +261,15 @@ def _came(came: Came | None) -> RecoveryOutcome:
     }
 
 
-def _not_sent(request: HttpRequest, sending: Sending) -> HttpResponse:
-    said = say_not_sent(sending)
+def _not_sent(request: HttpRequest, asked: Asked) -> HttpResponse:
+    assert asked.sending is not None
+    said = say_not_sent(asked.sending, asked.retry_at)
     response = APIResponse(
-        request, status=429, errors=[{"code": f"otp_{sending}", "message": f"{said.title}. {said.text}"}]
+        request,
+        status=429,
+        errors=[{"code": f"otp_{asked.sending}", "message": f"{said.title}. {said.text}"}],
     )
-    response["Retry-After"] = str(recover.RETRY_SECONDS)
+    response["Retry-After"] = recover.retry_after(asked.retry_at)
     return response
 
 

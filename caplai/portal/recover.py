@@ -21,6 +21,7 @@ from django.core.exceptions import ValidationError
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse
+from django.utils import timezone
 from django.utils.decorators import method_decorator
 from django.utils.html import format_html
 from django.utils.module_loading import import_string
@@ -35,7 +36,7 @@ from caplai.domain.otp import Budgets, Channel, Sending
 from caplai.domain.policy import Outcome
 from caplai.domain.replies import bind_to_origin, prepare
 from caplai.portal.forms import OneTimeInput
-from caplai.portal.recover_said import Said, say_decided, say_not_sent, say_over
+from caplai.portal.recover_said import Said, clock, say_decided, say_not_sent, say_over
 from caplai.service import forgotten
 from caplai.service.forgotten import Asked, Asker, Came, Proof, Proved, Rules
 from caplai.signin import backend
@@ -46,7 +47,7 @@ from caplai.signin.kept import Kept, find, handle
 from caplai.signin.middleware import network
 from caplai.signin.stages import ISSUED_CASE, PROVED_OTHERWISE, ChoosePasswordStage
 
-RETRY_SECONDS = 3600
+_RETRY_SECONDS = 3600
 _LONGEST = 200
 """Of what was typed and refused, this much is shown again; no field takes more."""
 
@@ -271,7 +272,7 @@ def send(request: HttpRequest) -> HttpResponse:
     kept.type(code)
     if asked.secret is None:
         assert asked.sending is not None
-        kept.said = ["not_sent", asked.sending]
+        kept.said = ["not_sent", asked.sending, asked.retry_at.isoformat() if asked.retry_at else ""]
         return kept.put(redirect("recover_said"))
     kept.add(asked.secret)
     if asked.sending is not Sending.SENT:
@@ -310,7 +311,7 @@ class Otp(FormView):
             form=form,
             standing=standing,
             by_mail=standing.channel is Channel.EMAIL,
-            minutes=int(rules().lasts(standing.channel).total_seconds()) // 60,
+            until=clock(standing.expires_at),
             name=name,
         )
         response = self.kept.put(self.render_to_response(context))
@@ -407,9 +408,11 @@ def said(request: HttpRequest) -> HttpResponse:
     """A page of words, of what was done last in this browser."""
     kept = Kept.of(request)
     match kept.said:
-        case ["not_sent", sending]:
+        case ["not_sent", sending, until]:
             text = text_for(kept.code) if kept.code else None
-            return _say(request, say_not_sent(Sending(sending)), text, status=429)
+            response = _say(request, say_not_sent(Sending(sending), _time(until)), text, status=429)
+            response["Retry-After"] = retry_after(_time(until))
+            return response
         case ["came", fields]:
             came = Came(**fields)
             came = replace(came, decided=Outcome(fields["decided"]), until=_time(fields["until"]))
@@ -431,7 +434,7 @@ def _to(page: str, secret: str) -> HttpResponse:
 def _tell_not_sent(request: HttpRequest, asked: Asked) -> None:
     """Why it is not sent again, on the page where the one that was sent can still be typed."""
     assert asked.sending is not None
-    why = say_not_sent(asked.sending)
+    why = say_not_sent(asked.sending, asked.retry_at)
     messages.warning(request, f"{why.title}. {why.text}")
 
 
@@ -457,12 +460,13 @@ def _say(
     request: HttpRequest, said: Said, text: dict | None = None, *, status: int = 200, **context
 ) -> HttpResponse:
     """A page of words. `text`: what to text for this code, as a link and a picture; else what to text for any."""
-    response = render(
-        request, "portal/recover_said.html", {"said": said, **(text or {}), **context}, status=status
-    )
-    if status == 429:
-        response["Retry-After"] = str(RETRY_SECONDS)
-    return response
+    context |= {"said": said, **(text or {})}
+    return render(request, "portal/recover_said.html", context, status=status)
+
+
+def retry_after(until: datetime | None) -> str:
+    """Seconds; where nobody can say, an hour, for that is how long the site's budgets are."""
+    return str(max(1, int((until - timezone.now()).total_seconds()))) if until else str(_RETRY_SECONDS)
 
 
 def text_for(code: str) -> dict:

@@ -27,16 +27,17 @@ class Said:
     """Whether signing in is worth a button."""
 
 
-def say_not_sent(sending: Sending) -> Said:
-    """Why no OTP goes out: the same for every code."""
+def say_not_sent(sending: Sending, until: datetime | None = None) -> Said:
+    """Why no OTP goes out: the same for every code. `until`: when to ask again, where it is known."""
     match sending:
         case Sending.TOO_MANY:
             return Said(
                 _("Codes were asked for too often"),
                 _(
                     "For this social insurance code, or from the network that you are on, one-time codes were"
-                    " asked for too often in the last 24 hours. Try again later, or choose another way."
-                ),
+                    " asked for too often in the last 24 hours. Try again after %(time)s, or choose another way."
+                )
+                % {"time": moment(until)},
             )
         case Sending.CLOSED:
             return Said(
@@ -119,7 +120,7 @@ def _say_over_limit(came: Came) -> Said:
                 "Your password was sent as often as it can be. The one in the last message works until %(time)s: sign"
                 " in with it. If you no longer have the message, try again after that time."
             )
-            % {"time": _moment(came.case_until)},
+            % {"time": moment(came.case_until)},
             others=came.by_text,
             by_email=came.by_email,
             signs_in=True,
@@ -142,12 +143,19 @@ def _say_over_limit(came: Came) -> Said:
         )
     return Said(
         title,
-        text % {"time": _moment(came.until)},
+        text % {"time": moment(came.until)},
         others=came.by_text,
         by_email=came.by_email,
         signs_in=True,
     )
 
 
-def _moment(time: datetime | None) -> str:
+def moment(time: datetime | None) -> str:
+    """As people read it."""
     return timezone.localtime(time).strftime("%H:%M %d/%m/%Y") if time else ""
+
+
+def clock(time: datetime) -> str:
+    """The time of day alone where it is today's."""
+    local = timezone.localtime(time)
+    return local.strftime("%H:%M") if local.date() == timezone.localdate() else moment(time)

@@ -37,6 +37,7 @@ from caplai.service.forgotten_facts import (
     Row,
     Rules,
     find,
+    free_again,
     gather_facts,
     gather_site,
     hash_of,
@@ -87,6 +88,8 @@ class Asked:
     again_at: datetime | None = None
     sent: bool = False
     """Whether this very call had it sent, if there is a phone for it."""
+    retry_at: datetime | None = None
+    """With TOO_MANY: when to ask again."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -147,7 +150,7 @@ def ask(
         facts = gather_facts(conn, code, asker, rules, channel, mine)
         sending = _decide(conn, facts, rules, channel)
         if sending is not Sending.SENT:
-            return Asked(sending)
+            return _not_sent(conn, sending, code, channel, asker, facts, rules)
         secret = secret or new_secret()
         id_ = next(new_case_ids())
         phone, addresses = _recipients(facts, code, rules, channel)
@@ -313,6 +316,22 @@ def _decide(conn: psycopg.Connection, facts: Facts, rules: Rules, channel: Chann
     return sending
 
 
+def _not_sent(
+    conn: psycopg.Connection,
+    sending: Sending,
+    code: str,
+    channel: Channel,
+    asker: Asker,
+    facts: Facts,
+    rules: Rules,
+) -> Asked:
+    too_many = sending is Sending.TOO_MANY
+    return Asked(
+        sending,
+        retry_at=free_again(conn, code, asker, channel, facts, rules.budgets) if too_many else None,
+    )
+
+
 def _again(conn: psycopg.Connection, row: Row, asker: Asker, rules: Rules) -> Asked:
     facts = gather_facts(conn, row.code, asker, rules, row.channel)
     again_at = row.asked_at + rules.budgets.pause
@@ -322,7 +341,7 @@ def _again(conn: psycopg.Connection, row: Row, asker: Asker, rules: Rules) -> As
         return Asked(Sending.SENT, again_at=again_at)
     sending = _decide(conn, facts, rules, row.channel)
     if sending is not Sending.SENT:
-        return Asked(sending)
+        return _not_sent(conn, sending, row.code, row.channel, asker, facts, rules)
     if row.ended_as == LINKED:
         row = _renew(conn, row)
     # To those of the first one, or to nobody: what is proved by it is them.

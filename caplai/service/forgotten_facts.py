@@ -225,6 +225,41 @@ def gather_site(conn: psycopg.Connection, facts: Facts, rules: Rules) -> Spent:
     return spent
 
 
+_FREE_AGAIN = """
+select date_trunc('hour', coalesce(greatest(
+    (select created_at from (
+        select created_at, sum(asks) over (order by created_at desc, id) as newer from recovery
+        where code = %(code)s and channel = %(channel)s and created_at > %(now)s - %(day)s) x
+     where newer >= %(code_day)s order by created_at desc limit 1),
+    (select created_at from (
+        select created_at, sum(asks) over (order by created_at desc, id) as newer from recovery
+        where network = %(network)s and created_at > %(now)s - %(day)s) x
+     where newer >= %(network_day)s order by created_at desc limit 1)), %(now)s) + %(day)s) + interval '1 hour'
+"""
+
+
+def free_again(
+    conn: psycopg.Connection, code: str, asker: Asker, channel: Channel, facts: Facts, budgets: Budgets
+) -> datetime:
+    """When the budgets of this code and this network, one of which is used up, let one more wish pass if there is none
+    until then. The next whole hour: nobody needs to learn to the minute when somebody else asked.
+    """
+    row = conn.execute(
+        _FREE_AGAIN,
+        {
+            "code": code,
+            "channel": channel.value,
+            "network": asker.network,
+            "now": facts.now,
+            "day": _DAY,
+            "code_day": budgets.code_day,
+            "network_day": budgets.network_day,
+        },
+    ).fetchone()
+    assert row is not None
+    return row[0]
+
+
 def find(conn: psycopg.Connection, secret: str | None) -> Row | None:
     found = conn.execute(
         f"select {_RECOVERY} from recovery where secret_hash = %s",  # noqa: S608 - names of columns

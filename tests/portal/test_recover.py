@@ -58,17 +58,18 @@ def travel(minutes):
         yield
 
 
-def start(browser, code, follow=True, **extra):
+def start(browser, code, follow=True, lang="", **extra):
     """Type the code, then choose SMS."""
+    browser.get("/recover/", {"lang": lang})
     ways = browser.post("/recover/", {"code": code}, follow=True, **extra)
     assert (ways.status_code, ways.redirect_chain) == (200, [("/recover/ways/", 302)])
     return browser.post("/recover/send/", {"code": code}, follow=follow, **extra)
 
 
 def words(response, code=""):
-    """A page without what is drawn for each answer, and without the code that was typed."""
+    """A page without what is drawn for each answer, the time, and the code that was typed."""
     body = re.sub(r'(?<=name="csrfmiddlewaretoken" value=")[^"]+', "", response.content.decode())
-    body = re.sub(r"(?<=[?]r=)[\w-]{8}", "", body)
+    body = re.sub(r"(?<=[?]r=)[\w-]{8}|(?<![T:+\d])\d\d:\d\d( \d\d/\d\d/\d{4})?", "", body)
     body = re.sub(r"<svg.*?</svg>", "", body, flags=re.DOTALL)
     return response.status_code, body.replace(code, "CODE") if code else body
 
@@ -260,6 +261,42 @@ class TestSeveralRequests:
         assert stranger.get(address).url == "/recover/"
         page = stranger.post(f"{address}&lang=en", {"otp": otp}, follow=True).content.decode()
         assert "This one-time code can no longer be used" in page and not Case.objects.exists()
+
+
+def test_it_says_until_when_the_digits_can_be_used_also_when_they_are_sent_again(browser, lan):
+    start(browser, lan.code, lang="en")
+    later(minutes=4)
+    page = browser.post("/recover/again/?lang=en", follow=True).content.decode()
+    until = timezone.localtime(Recovery.objects.get().expires_at)
+    assert "is sent once more" in page and f"until {until:%H:%M}" in page
+    assert until - timezone.now() < timedelta(minutes=1)
+
+
+def test_who_may_have_none_sent_again_can_still_type_the_one_that_came(use, browser, lan):
+    start(browser, lan.code)
+    otp = otp_of(read_phone()[0][1])
+    use(budgets={"code_day": 1})
+    later(seconds=61)
+    page = browser.post("/recover/again/?lang=en", follow=True)
+    assert page.status_code == 200 and "Codes were asked for too often" in page.content.decode()
+    later(seconds=61)
+    page = start(browser, lan.code).content.decode()  # by the page of the ways, too
+    assert "Codes were asked for too often" in page and 'name="otp"' in page
+    page = browser.post("/recover/otp/", {"otp": otp}, follow=True)
+    assert "Check your phone" in page.content.decode()
+
+
+def test_too_many_says_when(use, browser, app, lan):
+    use(budgets={"code_day": 1})
+    start(Client(), lan.code)
+    page = start(browser, lan.code, lang="en")
+    until = timezone.localtime(timezone.now() + timedelta(hours=25)).replace(minute=0)
+    assert f"Try again after {until:%H:%M %d/%m/%Y}" in page.content.decode()
+    assert 23 * 3600 < int(page["Retry-After"]) <= 25 * 3600
+    page = browser.get("/recover/said/?lang=vi")
+    assert page.status_code == 429 and f"{until:%H:%M %d/%m/%Y}" in page.content.decode()
+    answer = app.call("POST", "auth/recover", {"code": lan.code})
+    assert 23 * 3600 < int(answer["Retry-After"]) <= 25 * 3600
 
 
 def test_the_sign_in_page_has_the_code_for_half_an_hour_and_until_somebody_signs_out(browser, lan):

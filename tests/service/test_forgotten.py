@@ -164,6 +164,22 @@ def test_of_a_form_that_was_sent_twice_at_once_both_find_one_request(lan):
     assert Recovery.objects.count() == len(read_phone()) == 1
 
 
+@pytest.mark.parametrize("budget", ["code_day", "network_day"])
+def test_too_many_says_when_it_is_over(lan, budget):
+    rules = rules_with(budgets={budget: 2})
+    for hours in (5, 3, 0):
+        ask(lan.code, ASKER, secret=None, rules=rules_with())
+        later(hours=hours)
+    refused = ask(lan.code, ASKER, secret=None, rules=rules)
+    assert refused.sending is Sending.TOO_MANY
+    wait = refused.retry_at - datetime.now(UTC)
+    assert timedelta(hours=21) < wait <= timedelta(hours=22)  # one of 0, one of 3, one of 8 hours ago
+    later(seconds=wait.total_seconds() - 3600)
+    assert ask(lan.code, ASKER, secret=None, rules=rules).sending is Sending.TOO_MANY
+    later(hours=1)
+    assert ask(lan.code, ASKER, secret=None, rules=rules).sending is Sending.SENT
+
+
 def test_a_secret_is_of_one_request_for_ever(lan):
     rules = rules_with()
     asked = ask(lan.code, ASKER, secret=None, rules=rules)
