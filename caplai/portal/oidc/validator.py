@@ -63,7 +63,7 @@ class Validator(OAuthLibRequestValidator):
             raise RequestNotSupported(request=request)
         if asked.get("request_uri"):
             raise RequestURINotSupported(request=request)
-        if asked.get("response_mode", "query") != "query":
+        if asked.get("response_mode") not in (None, "", "query"):
             raise errors.InvalidRequestError("There is no response_mode but query.", request=request)
         if not super().validate_response_type(client_id, response_type, client, request):
             raise errors.UnsupportedResponseTypeError(request=request)

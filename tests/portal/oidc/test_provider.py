@@ -140,7 +140,7 @@ def test_what_a_client_must_not_ask_for(inside, party):
 def test_a_scope_that_nobody_knows_is_left_out(inside, party):
     clinic, own = party(), party(trusted=True)
     asked = "openid profile email offline_access address"
-    tokens = clinic.tokens(inside, scope=asked, response_mode="query")
+    tokens = clinic.tokens(inside, scope=asked, response_mode="")
     assert tokens["scope"] == "openid email"
     assert clinic.refresh(tokens["refresh_token"], scope=asked).json()["scope"] == "openid email"
     assert own.tokens(inside, scope=asked)["scope"] == "openid email"
