@@ -1,6 +1,6 @@
 """Guesses and credentials: the verbs of the sign-in (service.md, "Guesses" and "The password that is issued").
 
-`check` decides about a name and a password, `signed_in` closes a sign-in; what ends a case is using.py. Each is one
+`check` decides about a name and a password; arriving.py closes a sign-in, using.py ends a case. Each is one
 transaction under the account's lock. The slow hash is always computed outside it: `check` first books the guess as a
 failure and takes that back if the password was right, so that a crash or sixteen attempts at once never yield a guess
 more than there is.
@@ -18,8 +18,7 @@ prepared, in five round trips; the ORM serves the rest.
 import hashlib
 import hmac
 import logging
-import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
@@ -47,16 +46,12 @@ log = logging.getLogger(__name__)
 
 ALARM = "guess_alarm"
 """The switch that makes new cases long (reissue.py), until its time."""
-SIGNED_IN = "signed_in"
-"""The kind of the event of a completed sign-in."""
 _ALARM_LASTS = timedelta(hours=1)
 SITE_WINDOW = timedelta(hours=1)
 """The time over which failures of the whole site raise the alarm."""
 _SITE_MINUTE = timedelta(minutes=1)
 _LONG = 10
 """Characters of a long password, as it comes."""
-_DEVICES = 10
-"""Known devices of a login: each has guesses of its own, so there must not be any number of them."""
 
 
 class Outcome(Enum):
@@ -202,7 +197,7 @@ def check(username: str, password: str, *, device: str | None, network: str, rul
     if rules.lacks_keys:  # for all alike: else a stranger could tell whose case or password needs the key
         return Checked(Outcome.TRY_AGAIN)
     with db.together() as cursor:
-        locks.take(cursor, _keys(username, network))
+        locks.take(cursor, keys_of(username, network))
         facts = _gather(cursor, username, device, network, rules)
         issued = _is_long_issued(password, facts, rules)
         if not issued and (until := _throttled_until(facts, rules)):
@@ -248,96 +243,14 @@ def _wrong(guess: int, rules: Rules) -> Checked:
     return Checked(Outcome.WRONG)
 
 
-_CLOSE = """
-with held as (
-  update login set last_login = clock_timestamp() where id = %(login)s and is_active and stamp = %(stamp)s
-  returning id
-), brought as (
-  select exists (select from device where token_hash = %(brought)s) as known
-), token as (
-  select case when known then %(brought)s else %(new)s end as hash from brought
-), cleared as (
-  update guess g set cleared = true from held where g.account = %(account)s and not g.cleared returning 1
-), remembered as (
-  insert into device (login_id, token_hash, used_at, client)
-  select held.id, token.hash, clock_timestamp(), %(client)s::text from held, token
-  on conflict (token_hash, login_id) do update set used_at = excluded.used_at, client = excluded.client
-  returning id
-), opened as (
-  insert into sitting (row_key, login_id, device_id, stamp, client, created_at, seen_at)
-  select %(row_key)s::text, held.id, remembered.id, %(stamp)s, %(client)s::text, clock_timestamp(), clock_timestamp()
-  from held, remembered where %(row_key)s::text is not null
-  on conflict (row_key) do update set login_id = excluded.login_id, device_id = excluded.device_id,
-    stamp = excluded.stamp, client = excluded.client, created_at = excluded.created_at, seen_at = excluded.seen_at
-), told as (
-  insert into event (at, kind, login_id, data)
-  select clock_timestamp(), %(kind)s, held.id,
-    jsonb_build_object('client', %(client)s::text, 'how', %(how)s::text, 'wrong', (select count(*) from cleared))
-  from held
-), forgotten as (
-  delete from device where id in (
-    select d.id from device d, held, token where d.login_id = held.id and d.token_hash <> token.hash
-    order by d.used_at desc, d.id desc offset %(others)s)
-)
-select exists (select from held), known from brought
-"""
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Arrival:
-    """The session that a sign-in opens, as its owner sees it later (sittings.py, history.py)."""
-
-    row_key: str | None = None
-    """The key of the session's row; None: nothing to see or end."""
-    client: str = ""
-    """Program and system, coarsely."""
-    how: str = ""
-    """By what it was proved who is in: `password`, `passkey`."""
-
-
-def signed_in(
-    login: Login,
-    device: str | None,
-    also: Callable[[], object] = lambda: None,
-    arrival: Arrival = Arrival(),
-) -> str | None:
-    """Close a completed sign-in: clear the account's guesses, remember the device, write down who came how.
-
-    `device` is the token it brought, if any; returns the token to keep, of which only a hash is stored. A token
-    that we gave out, to whichever login, is kept: a family's browser is known to each of its members.
-    `also` writes what belongs to the same transaction, by `db.execute`.
-    None: the login was switched off, or another password chosen, since the password was checked; nobody is in.
-    """
-    new = secrets.token_urlsafe(32)
-    with db.together() as cursor:
-        if login.account_id is not None:
-            locks.take(cursor, _keys(login.account_id))
-        values = {
-            "login": login.pk,
-            "stamp": login.stamp,
-            "account": login.account_id,
-            "brought": _hash(device) if device is not None else None,
-            "new": _hash(new),
-            "others": _DEVICES - 1,
-            "row_key": arrival.row_key,
-            "client": arrival.client,
-            "how": arrival.how,
-            "kind": SIGNED_IN,
-        }
-        held, known = db.row(cursor.execute(_CLOSE, values))
-        if not held:
-            return None
-        also()
-    return device if known else new
-
-
 def lock(username: str) -> None:
     """Hold the account's lock until the transaction (of Django's connection) ends."""
     connection.ensure_connection()
-    locks.take(connection.connection, _keys(username))
+    locks.take(connection.connection, keys_of(username))
 
 
-def _keys(username: str, network: str | None = None) -> list[int]:
+def keys_of(username: str, network: str | None = None) -> list[int]:
+    """The locks of an account's code, if it is one, and of a network."""
     keys = [locks.network_key(network)] if network is not None else []
     if len(username) == CODE_LENGTH and username.isascii() and username.isdigit():
         keys.append(locks.account_key(username))
@@ -347,7 +260,7 @@ def _keys(username: str, network: str | None = None) -> list[int]:
 def _gather(cursor: psycopg.Cursor, username: str, device: str | None, network: str, rules: Rules) -> _Facts:
     values: dict[str, Any] = {
         "name": username,
-        "device": _hash(device) if device else None,
+        "device": hash_of(device) if device else None,
         "network": network,
         "guess_window": rules.guess_window,
         "guesses": rules.guesses,
@@ -490,7 +403,8 @@ def _raise_alarm(rules: Rules) -> None:
             )
 
 
-def _hash(token: str) -> bytes:
+def hash_of(token: str) -> bytes:
+    """What the store keeps of a device's token."""
     return hashlib.sha256(_octets(token)).digest()
 
 

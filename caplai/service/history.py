@@ -19,8 +19,8 @@ from caplai.domain import msisdn
 from caplai.domain.grammar import Grammar, Reissue, understand
 from caplai.domain.policy import GRANTED, Outcome
 from caplai.service import addressbook, federation, passkeys, report
+from caplai.service.arriving import SIGNED_IN
 from caplai.service.changing import PASSWORD_CHANGED
-from caplai.service.credentials import SIGNED_IN
 from caplai.service.sittings import SIGNED_OUT, SIGNED_OUT_ELSEWHERE
 from caplai.service.trace import written_forms
 from caplai.service.using import PASSKEY_CHOSEN, PASSWORD_CHOSEN

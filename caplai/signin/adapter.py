@@ -18,9 +18,10 @@ from django.utils.translation import gettext_lazy as _
 
 from caplai.domain import msisdn
 from caplai.domain.replies import whole_minute
-from caplai.service import credentials
-from caplai.service.credentials import Arrival, Outcome
-from caplai.signin.backend import DEVICE_COOKIE, device_token
+from caplai.service import arriving
+from caplai.service.arriving import Arrival
+from caplai.service.credentials import Outcome
+from caplai.signin.backend import DEVICE_COOKIE, REMEMBERS, device_token
 from caplai.signin.client import client_of
 from caplai.signin.kept import forget
 from caplai.signin.stages import ISSUED_CASE
@@ -74,12 +75,17 @@ class AccountAdapter(DefaultAccountAdapter):
     def post_login(self, request, user, **details):
         session = request.session
         arrival = Arrival(session.row_key, _client(request), _how(request, user))
-        request.device_token = credentials.signed_in(user, device_token(request), session.save, arrival)
+        brought = device_token(request)
+        # An app is its owner's own.
+        remember = is_headless_request(request) is not None or getattr(request, REMEMBERS, True)
+        request.device_token = arriving.signed_in(user, brought, session.save, arrival, remember)
         if request.device_token is None:
             self.logout(request)
             return headed_redirect_response("account_login")
         response = super().post_login(request, user, **details)
-        if not is_headless_request(request):
+        if is_headless_request(request):
+            return response
+        if request.device_token:
             response.set_cookie(
                 DEVICE_COOKIE,
                 request.device_token,
@@ -88,7 +94,9 @@ class AccountAdapter(DefaultAccountAdapter):
                 secure=settings.SESSION_COOKIE_SECURE,
                 samesite="Lax",
             )
-            forget(response)
+        elif brought:
+            response.delete_cookie(DEVICE_COOKIE, samesite="Lax")
+        forget(response)
         return response
 
     def add_message(self, *args, **kwargs) -> None:

@@ -17,6 +17,8 @@ from caplai.watch import metrics
 
 DEVICE_COOKIE = settings.DEVICE_COOKIE_NAME
 DEVICE_HEADER = "X-Device-Token"
+REMEMBERS = "remembers_device"
+"""The attribute of a request that says whether the device is to be remembered when its sign-in is completed."""
 
 for _outcome in Outcome:  # a rise from nothing to one is seen only if there was a zero
     metrics.signins.labels(_outcome.value)

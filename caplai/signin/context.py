@@ -1,12 +1,15 @@
 """What every page may say: how to get a password by texting."""
 
+from typing import Any
+
 from django.conf import settings
 from django.http import HttpRequest
 
 
-def site(request: HttpRequest) -> dict[str, dict[str, str]]:
-    """A context processor: `how`, for the base page's footer."""
-    return {"how": how_to_get_a_password()}
+def site(request: HttpRequest) -> dict[str, Any]:
+    """A context processor: `how`, for the base page's footer; `remembered`: this device is, for some account."""
+    remembered = bool(request.COOKIES.get(settings.DEVICE_COOKIE_NAME))
+    return {"how": how_to_get_a_password(), "remembered": remembered}
 
 
 def how_to_get_a_password() -> dict[str, str]:

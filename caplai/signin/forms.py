@@ -65,6 +65,18 @@ class PasswordField(forms.CharField):
         )
 
 
+class RememberField(forms.BooleanField):
+    """Whether the device is remembered: a known one has guesses of its own, so strangers' never stop its owner."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            label=_("Remember this device"),
+            help_text=_("On a shared computer, untick this."),
+            required=False,
+            initial=True,
+        )
+
+
 class LoginForm(forms.Form):
     """The sign-in page. After `is_valid`, `user` is the login, to be led through allauth's stages."""
 
@@ -83,6 +95,7 @@ class LoginForm(forms.Form):
         autocomplete="current-password",
         required_message=_("Enter the password."),
     )
+    remember = RememberField()
     user: Login | None = None
 
     def __init__(self, *args, request=None, **kwargs) -> None:
@@ -163,6 +176,17 @@ class ChooseForm(forms.Form):
     def refuse_for_now(self) -> None:
         """Say that this host cannot decide."""
         self.add_error(None, get_adapter().validation_error("try_again"))
+
+
+class ChoosePage(ChooseForm):
+    """The page's, which asks whether to remember the device where no sign-in page did (`asks`)."""
+
+    remember = RememberField()
+
+    def __init__(self, *args, asks: bool, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        if not asks:
+            del self.fields["remember"]
 
 
 def _written(phone: str) -> tuple[str, str]:

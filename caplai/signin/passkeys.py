@@ -18,6 +18,7 @@ from django.views.generic import View
 
 from caplai.service.using import Choice
 from caplai.signin import webauthn
+from caplai.signin.backend import REMEMBERS
 from caplai.signin.views import InStage
 from caplai.watch import metrics
 
@@ -39,6 +40,7 @@ def sign_in(request: HttpRequest) -> HttpResponse:
     if passkey is None:
         messages.error(request, not_shown())
         return redirect(passthrough_next_redirect_url(request, reverse("account_login"), "next"))
+    setattr(request, REMEMBERS, wants_to_be_remembered(request))
     return arrive(request, passkey, get_next_redirect_url(request))
 
 
@@ -70,12 +72,18 @@ class TakePasskey(InStage, View):
         if credential is None or webauthn.is_full(login):
             messages.error(request, not_made())
             return redirect("choose_password")
+        setattr(request, REMEMBERS, wants_to_be_remembered(request))
         match self.stage.take_passkey(credential, webauthn.name_for(request)):
             case Choice.CHOSEN:
                 response = self.stage.exit()
                 messages.success(request, _("From now on you sign in with your fingerprint or face."))
                 return response
         return self.over()
+
+
+def wants_to_be_remembered(request: HttpRequest) -> bool:
+    """What the page's box says, which passkeys.js copies."""
+    return bool(request.POST.get("remember"))
 
 
 def options(given: dict | None) -> HttpResponse:

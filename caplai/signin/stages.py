@@ -12,7 +12,7 @@ from django.http import HttpRequest
 from caplai.service import using
 from caplai.service.using import Choice
 from caplai.signin import webauthn
-from caplai.signin.backend import rules
+from caplai.signin.backend import REMEMBERS, rules
 from caplai.watch import metrics
 
 ISSUED_CASE = "issued_case"
@@ -38,6 +38,7 @@ class ChoosePasswordStage(LoginStage):
         if case_id is not None:
             typed = not getattr(self.login.user, PROVED_OTHERWISE, False)
             self.state.update(case=str(case_id), attempt=secrets.token_hex(8), typed=typed)
+            self.state["remembers"] = getattr(self.request, REMEMBERS, None)
             # A session key that somebody planted before must not be worth a pending sign-in.
             self.request.session.cycle_key()
         if "case" not in self.state:
@@ -52,6 +53,11 @@ class ChoosePasswordStage(LoginStage):
     def is_typed(self) -> bool:
         """Whether the person typed an issued password to come here."""
         return self.state.get("typed", True)
+
+    @property
+    def remembers(self) -> bool | None:
+        """Whether the person wants this device to be remembered; None: nobody has asked yet."""
+        return self.state.get("remembers")
 
     def choose(self, password: str) -> Choice:
         """Store the password. CHOSEN: call `exit()` next; ENDED: the pending sign-in is over."""
@@ -76,6 +82,8 @@ class ChoosePasswordStage(LoginStage):
         """On to the session. To choose is a sign-in of its own, however long it took: what the first page leads to asks
         for a fresh one.
         """
+        if self.remembers is not None:
+            setattr(self.request, REMEMBERS, self.remembers)
         clear_authentication_records(self.request)
         record_authentication(self.request, self.login.user, method="password")
         return super().exit()

@@ -15,10 +15,12 @@ from django.utils.translation import gettext as _
 from django.views.decorators.debug import sensitive_post_parameters
 from django.views.generic.edit import FormView
 
+from caplai.service import arriving
 from caplai.service.using import Choice
 from caplai.signin import webauthn
 from caplai.signin.adapter import THROTTLED, TRY_AGAIN, put_off
-from caplai.signin.forms import ChooseForm, LoginForm
+from caplai.signin.backend import DEVICE_COOKIE, REMEMBERS, device_token
+from caplai.signin.forms import ChoosePage, LoginForm
 from caplai.signin.kept import Kept, forget
 from caplai.signin.stages import ChoosePasswordStage, drop_pending
 
@@ -60,7 +62,9 @@ class SignIn(NextRedirectMixin, _FormPage):
 
     def get_context_data(self, **context) -> dict:
         passkeys = webauthn.site(self.request) is not None
-        return super().get_context_data(passkeys=passkeys, choosing=self._choosing(), **context)
+        return super().get_context_data(
+            passkeys=passkeys, choosing=self._choosing(), remembers=True, **context
+        )
 
     def _choosing(self) -> str | None:
         """The last digits of the code that this browser is about to choose a password for, if it is."""
@@ -70,6 +74,7 @@ class SignIn(NextRedirectMixin, _FormPage):
     def form_valid(self, form: LoginForm) -> HttpResponse:
         if self.request.user.is_authenticated:
             get_adapter().logout(self.request)
+        setattr(self.request, REMEMBERS, form.cleaned_data["remember"])
         login = PendingLogin(user=form.user, redirect_url=self.get_success_url())
         return perform_password_login(
             self.request, {}, login
@@ -116,19 +121,26 @@ class InStage:
 @method_decorator(sensitive_post_parameters("new_password"), name="dispatch")
 class ChoosePassword(InStage, _FormPage):
     template_name = "signin/choose_password.html"
-    form_class = ChooseForm
+    form_class = ChoosePage
 
     def get_form_kwargs(self) -> dict:
-        return {**super().get_form_kwargs(), "login": self.stage.login.user}
+        asks = self.stage.remembers is None
+        return {**super().get_form_kwargs(), "login": self.stage.login.user, "asks": asks}
 
     def get_context_data(self, **context) -> dict:
         login = self.stage.login.user
         passkeys = webauthn.site(self.request) is not None and not webauthn.is_full(login)
         return super().get_context_data(
-            code=login.username, passkeys=passkeys, typed=self.stage.is_typed, **context
+            code=login.username,
+            passkeys=passkeys,
+            typed=self.stage.is_typed,
+            remembers=self.stage.remembers,
+            **context,
         )
 
-    def form_valid(self, form: ChooseForm) -> HttpResponse:
+    def form_valid(self, form: ChoosePage) -> HttpResponse:
+        if "remember" in form.cleaned_data:
+            setattr(self.request, REMEMBERS, form.cleaned_data["remember"])
         match self.stage.choose(form.cleaned_data["new_password"]):
             case Choice.CHOSEN:
                 response = self.stage.exit()
@@ -144,12 +156,20 @@ class ChoosePassword(InStage, _FormPage):
 
 
 def sign_out(request: HttpRequest) -> HttpResponse:
-    """By POST; from a pending choice too. Anything else changes nothing."""
+    """By POST; with `forget` the device is no longer remembered. From a pending choice, too. Else nothing changes."""
     if request.method != "POST":
         return redirect("home")
-    get_adapter().logout(request)
-    messages.info(request, _("You are signed out."))
+    device = device_token(request) if "forget" in request.POST and request.user.is_authenticated else None
     response = redirect("account_login")
+    if device and not arriving.forget(request.user, device):
+        response.delete_cookie(DEVICE_COOKIE, samesite="Lax")
+    get_adapter().logout(request)
+    messages.info(
+        request,
+        _("You are signed out, and this device is no longer remembered.")
+        if device
+        else _("You are signed out."),
+    )
     forget(response)
     return response
 

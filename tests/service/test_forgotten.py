@@ -10,7 +10,8 @@ from django.db.models import F
 
 from caplai.domain.otp import Channel, Sending
 from caplai.domain.policy import Outcome
-from caplai.service import credentials, forgotten_facts, keys, locks
+from caplai.service import forgotten_facts, keys, locks
+from caplai.service.arriving import signed_in
 from caplai.service.forgotten import ALARM, Asker, Proof, again, ask, look, new_secret, prove
 from caplai.service.operate import switch_service
 from caplai.store.models import Account, Case, Device, Event, Guess, Key, Login, Outbox, Recovery, Switch
@@ -226,7 +227,7 @@ def test_used_up_guesses_close_the_six_digits_of_an_otp_too(lan):
 def test_a_known_device_that_used_up_its_guesses_is_sent_what_an_unknown_one_is(lan):
     """Her own wrong passwords must not take from her what a stranger's device has."""
     login = Login.objects.create(username=lan.code, account=lan, password="!")
-    token = credentials.signed_in(login, None)
+    token = signed_in(login, None)
     phone = Asker(ASKER.network, token)
     rules = rules_with(signin={"guesses": 4})
     device = Device.objects.get().pk

@@ -136,7 +136,9 @@ def app(api_described, db) -> App:
 
 
 def sign_in(client: Client, username: str, password: str, **extra):
-    return client.post("/login/", {"username": username, "password": password}, **extra)
+    """By the form as it comes, with its box ticked; `remember=False`: without."""
+    box = {"remember": "on"} if extra.pop("remember", True) else {}
+    return client.post("/login/", {"username": username, "password": password, **box}, **extra)
 
 
 def is_in(client: Client) -> bool:

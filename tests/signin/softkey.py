@@ -44,8 +44,8 @@ def asked(client: Client, path: str = "/login/passkey/") -> dict:
 
 
 def send(client: Client, credential: object, path: str = "/login/passkey/"):
-    """Post the form with it."""
-    return client.post(path, {"credential": json.dumps(credential)}, follow=True)
+    """Post the form with it, as it is with the box ticked."""
+    return client.post(path, {"credential": json.dumps(credential), "remember": "on"}, follow=True)
 
 
 @dataclass

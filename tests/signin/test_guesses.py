@@ -18,6 +18,7 @@ from django.utils import timezone
 from caplai.domain.grammar import Reissue
 from caplai.domain.issuing import DIGITS, LETTERS, Inputs, Keyring, derive
 from caplai.service import credentials, using
+from caplai.service.arriving import signed_in
 from caplai.service.credentials import Outcome
 from caplai.service.reissue import reissue
 from caplai.service.requests import ReplyTo, Request
@@ -133,7 +134,7 @@ def lan_texts(transactional_db, citizen):
 
 
 def test_known_device_has_a_budget_of_its_own(citizen, login, open_case):
-    token = credentials.signed_in(login, None)
+    token = signed_in(login, None)
     device = Device.objects.get().pk
     opened = open_case()
     book(citizen.code, 20)
@@ -148,7 +149,7 @@ def test_known_device_has_a_budget_of_its_own(citizen, login, open_case):
 
 def test_a_known_device_that_used_up_its_guesses_is_as_an_unknown_one(citizen, login, open_case):
     """A forgetful owner: twenty wrong ones on her own phone leave her what every stranger has, and no less."""
-    token = credentials.signed_in(login, None)
+    token = signed_in(login, None)
     opened = open_case()
     book(citizen.code, 20, device=Device.objects.get().pk)
     assert guess(citizen.code, opened.password, device=token) is Outcome.ISSUED
@@ -161,7 +162,7 @@ def test_a_known_device_that_used_up_its_guesses_is_as_an_unknown_one(citizen, l
 
 
 def test_nor_then_is_she_without_a_way_for_her_next_case_is_long(citizen, login, lan_texts):
-    token = credentials.signed_in(login, None)
+    token = signed_in(login, None)
     book(citizen.code, 20, device=Device.objects.get().pk)
     assert lan_texts().length == 6
     for _ in range(20):
@@ -176,8 +177,8 @@ def test_nor_then_is_she_without_a_way_for_her_next_case_is_long(citizen, login,
 @pytest.mark.parametrize("order", ["known first", "unknown first", "by turns"])
 def test_who_has_a_known_device_has_forty_and_no_more(citizen, login, open_case, monkeypatch, order):
     """A thief with the phone, with its token and without: twenty as it, twenty as everybody."""
-    token = credentials.signed_in(login, None)
-    other = credentials.signed_in(login, None)
+    token = signed_in(login, None)
+    other = signed_in(login, None)
     opened = open_case()
     matches, compared = credentials.matches, []
     monkeypatch.setattr(
@@ -196,32 +197,32 @@ def test_who_has_a_known_device_has_forty_and_no_more(citizen, login, open_case,
 def test_device_is_known_to_its_own_account_only(citizen, login, open_case):
     other = Account.objects.create(code="9999999999", phone="+84327000111", state="approved")
     stranger = Login.objects.create(username=other.code, account=other, password="!")
-    token = credentials.signed_in(stranger, None)
+    token = signed_in(stranger, None)
     opened = open_case()
     book(citizen.code, 20)
     assert guess(citizen.code, opened.password, device=token) is Outcome.WRONG
 
 
 def test_devices_of_a_login_are_few(login):
-    tokens = [credentials.signed_in(login, None) for _ in range(12)]
+    tokens = [signed_in(login, None) for _ in range(12)]
     assert Device.objects.count() == 10
-    assert credentials.signed_in(login, tokens[-1]) == tokens[-1]
-    assert credentials.signed_in(login, tokens[0]) != tokens[0]
+    assert signed_in(login, tokens[-1]) == tokens[-1]
+    assert signed_in(login, tokens[0]) != tokens[0]
 
 
 def test_devices_that_are_used_are_kept(login):
-    first = credentials.signed_in(login, None)
+    first = signed_in(login, None)
     for _ in range(12):
-        credentials.signed_in(login, None)
-        assert credentials.signed_in(login, first) == first
+        signed_in(login, None)
+        assert signed_in(login, first) == first
 
 
 def test_family_browser_is_known_to_each_of_them(citizen, login, open_case):
     child = Account.objects.create(code="9999999999", phone=citizen.phone, state="approved")
     hers = Login.objects.create(username=child.code, account=child, password="!")
-    token = credentials.signed_in(login, None)
-    assert credentials.signed_in(hers, token) == token
-    assert credentials.signed_in(login, token) == token
+    token = signed_in(login, None)
+    assert signed_in(hers, token) == token
+    assert signed_in(login, token) == token
     assert Device.objects.count() == 2
     for account in (citizen, child):
         opened = open_case(account=account.code)
@@ -230,7 +231,7 @@ def test_family_browser_is_known_to_each_of_them(citizen, login, open_case):
 
 
 def test_token_that_we_did_not_give_out_is_no_device(login):
-    assert credentials.signed_in(login, "made up") != "made up"
+    assert signed_in(login, "made up") != "made up"
 
 
 def test_completed_sign_in_clears_the_guesses(browser, citizen, login, open_case):
@@ -261,7 +262,7 @@ def test_sign_in_during_the_twentieth_wrong_guess_keeps_the_case(citizen, login,
 
     def slow(password, encoded):
         monkeypatch.undo()
-        credentials.signed_in(login, None)
+        signed_in(login, None)
         return verify(password, encoded)
 
     monkeypatch.setattr(credentials, "verify_password", slow)
@@ -565,7 +566,7 @@ def test_failures_across_the_site_raise_the_alarm(citizen, login, lan_texts, rul
 
 def test_known_device_does_not_pay_for_the_strangers_of_its_network(citizen, login):
     rules = dataclasses.replace(configured(), network_failures=3, guesses=5)
-    token = credentials.signed_in(login, None)
+    token = signed_in(login, None)
     book(None, 3, network=NETWORK)
     assert guess(citizen.code, CHOSEN, rules) is Outcome.THROTTLED
     assert guess(citizen.code, CHOSEN, rules, device=token) is Outcome.SIGNED_IN

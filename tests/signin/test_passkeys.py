@@ -37,7 +37,8 @@ def key(login) -> SoftKey:
 
 def test_it_signs_in_and_counts_as_a_completed_sign_in(browser, citizen, login, key, open_case):
     sign_in(Client(), citizen.code, wrong(open_case()))
-    answer = browser.post("/login/passkey/", {"credential": json.dumps(key.show(asked(browser)))})
+    shown = {"credential": json.dumps(key.show(asked(browser))), "remember": "on"}
+    answer = browser.post("/login/passkey/", shown)
     assert (answer.status_code, answer["Location"]) == (302, "/")
     assert is_in(browser)
     assert not Guess.objects.filter(cleared=False).exists()

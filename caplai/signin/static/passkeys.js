@@ -41,6 +41,8 @@
     const parts = { clientDataJSON: text(response.clientDataJSON) };
     for (const part of ["attestationObject", "authenticatorData", "signature", "userHandle"])
       if (response[part]) parts[part] = text(response[part]);
+    const box = document.querySelector("[type=checkbox][name=remember]");
+    if (box) form.elements.remember.value = box.checked ? "on" : "";
     form.elements.credential.value = JSON.stringify({ id, rawId: text(rawId), type, response: parts });
     form.submit();
   }
