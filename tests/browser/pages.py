@@ -41,6 +41,8 @@ class Page:
     status: int = 200
     also: tuple[str, ...] = ()
     """Names of other URLs that this page shows."""
+    prints: str = ""
+    """What must be on paper, too."""
 
     @property
     def path(self) -> str:
@@ -112,7 +114,7 @@ PAGES = [
     Page("choose-refused", "choose_password", "newcomer", go=lambda page: _choose(page, "12345678")),
     Page("recover", "recover"),
     Page("recover-wrong", "recover", go=submit(code="12345")),
-    Page("recover-ways", "recover", go=submit(code=CODE), also=("recover_ways",)),
+    Page("recover-ways", "recover", go=submit(code=CODE), also=("recover_ways",), prints=f"BH MK {CODE}"),
     Page("recover-otp", "recover", go=_asked, also=("recover_send", "recover_otp", "recover_again")),
     Page("recover-otp-none", "recover", go=then(_asked, submit(otp="12345"))),
     Page("recover-otp-wrong", "recover", go=then(_asked, submit(otp="123456"))),

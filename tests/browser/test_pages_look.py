@@ -94,6 +94,13 @@ class Visit:
     def _weigh(self, event) -> None:
         self.octets += int(event["encodedDataLength"])
 
+    def large_letters(self) -> None:
+        """Letters of twice the size, as somebody sets it in the browser or in the phone."""
+        self.page.evaluate("document.styleSheets[0].insertRule('html { font-size: 200% }')")
+
+    def usual_letters(self) -> None:
+        self.page.evaluate("document.styleSheets[0].deleteRule(0)")
+
     def open(self) -> None:
         self.page.goto(self.site.url + self.shown.path, wait_until="load" if self.shown.go else "networkidle")
         if self.shown.go:
@@ -116,6 +123,11 @@ def test_page(site, chromium, shown):
         wide = page.evaluate("document.documentElement.scrollWidth")
         assert wide <= SIZES[size]["width"], f"{where} scrolls sideways"
         _targets_are_large(page, where)
+        visit.large_letters()
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        assert wide <= SIZES[size]["width"], f"{where} scrolls sideways with letters of twice the size"
+        _keep(page, f"{shown.name}-{size}-{language}-large")
+        visit.usual_letters()
         for scheme, rules in (("light", []), ("dark", ["color-contrast"])):
             page.emulate_media(color_scheme=scheme)
             assert _axe(page, rules) == [], f"{where}, {scheme}"
@@ -123,6 +135,8 @@ def test_page(site, chromium, shown):
         page.emulate_media(color_scheme="light", forced_colors="active")
         _keep(page, f"{shown.name}-{size}-{language}-forced")
         page.emulate_media(media="print", forced_colors="none")
+        if shown.prints:
+            assert page.get_by_text(shown.prints).first.is_visible(), f"{where}, on paper"
         _keep(page, f"{shown.name}-{size}-{language}-print")
         visit.context.close()
 
