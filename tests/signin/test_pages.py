@@ -1,6 +1,7 @@
 """What surrounds the forms: headers, languages, cookies, proxies, errors, and the translation itself."""
 
 import ast
+import gzip
 import hashlib
 import json
 import os
@@ -59,6 +60,33 @@ def test_static_files_are_named_by_their_content_and_kept_for_a_year(browser, db
         assert answer["Cache-Control"] == "max-age=60, public"
         assert b"".join(answer.streaming_content) == content
     assert browser.get("/static/nothing.css").status_code == 404
+
+
+def test_static_files_go_out_compressed_and_pages_do_not(browser, db):
+    takes = {"Accept-Encoding": "br;q=1.0, gzip;q=0.8, *;q=0.1"}
+    page = browser.get("/login/", headers=takes)
+    assert "Content-Encoding" not in page  # there is a token in it
+    for kind in ("css", "js"):
+        url = re.search(rf"/static/caplai\.[0-9a-f]{{12}}\.{kind}", page.content.decode())[0]
+        whole, small = browser.get(url), browser.get(url, headers=takes)
+        content, octets = b"".join(whole.streaming_content), b"".join(small.streaming_content)
+        assert "Content-Encoding" not in whole
+        assert small["Content-Encoding"] == "gzip"
+        assert (
+            gzip.decompress(octets) == content == (PACKAGE / "signin/static" / f"caplai.{kind}").read_bytes()
+        )
+        assert int(small["Content-Length"]) == len(octets) < len(content) / 1.8
+        for answer in (whole, small):
+            assert answer["Vary"] == "Accept-Encoding"
+            assert answer["Cache-Control"] == "max-age=315360000, public, immutable"
+            assert answer["Cross-Origin-Resource-Policy"] == "same-origin"
+        assert browser.head(url, headers=takes)["Content-Length"] == small["Content-Length"]
+        assert "Content-Encoding" not in browser.get(url, headers={"Accept-Encoding": "gzip;q=0, br"})
+        again = browser.get(url, headers={**takes, "If-None-Match": small["ETag"]})
+        assert (again.status_code, b"".join(again.streaming_content)) == (304, b"")
+        part = browser.get(url, headers={**takes, "Range": "bytes=0-9"})
+        assert (part.status_code, b"".join(part.streaming_content)) == (206, content[:10])
+    assert "Content-Encoding" not in browser.get("/static/icon-192.png", headers=takes)
 
 
 def test_manifest_is_in_vietnamese_and_its_icons_are_there(browser, db):
