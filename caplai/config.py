@@ -530,7 +530,9 @@ class Config(BaseSettings):
     @property
     def site_url(self) -> str:
         """How people reach the pages, without a slash at its end."""
-        return self.public_url or f"http://{self.address}:{self.port}"
+        # Browsers have passkeys for names only; the demo says localhost, too.
+        host = "localhost" if self.address == "127.0.0.1" else self.address
+        return self.public_url or f"http://{host}:{self.port}"
 
     @property
     def public_host(self) -> str:

@@ -298,9 +298,15 @@ def test_bad_requests_are_answered_in_vietnamese_and_not_logged(browser, citizen
     foreign = browser.get("/login/", headers={"host": "evil.example"})
     settings.ALLOWED_HOSTS = ["*"]
     big = browser.post("/login/", {"username": "9" * 3_000_000})
-    for answer in (foreign, big):
+    as_browsers_do = "application/x-www-form-urlencoded"
+    form = Client(enforce_csrf_checks=True).post(
+        "/report/x/", "x=" + "9" * 3_000_000, content_type=as_browsers_do
+    )
+    for answer in (foreign, big, form):
         assert answer.status_code == 400
         assert "Không thực hiện được yêu cầu này" in answer.content.decode()
+        assert answer["Content-Security-Policy"].startswith("default-src 'none'; ")
+        assert answer["Cache-Control"] == "no-store"
     assert sign_in(Client(enforce_csrf_checks=True), citizen.code, CHOSEN).status_code == 403
     assert {record.name for record in caplog.records} <= {"caplai.http"}
 

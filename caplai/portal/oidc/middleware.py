@@ -6,6 +6,7 @@ them, and the question whether to sign out. Only on these, only where the reques
 that one origin is added.
 """
 
+import contextlib
 from collections.abc import Callable
 from urllib.parse import parse_qs, urlsplit
 
@@ -13,6 +14,7 @@ from allauth.account.internal.stagekit import LOGIN_SESSION_KEY
 from allauth.idp.oidc.models import Client
 from django.conf import settings
 from django.contrib.auth import REDIRECT_FIELD_NAME
+from django.core.exceptions import SuspiciousOperation
 from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 from django.utils import translation
@@ -68,12 +70,11 @@ class FormAction:
     def __call__(self, request: HttpRequest) -> HttpResponse:
         response = self.get_response(request)
         is_page = response.get("Content-Type", "").startswith("text/html")
-        if (
-            is_page
-            and _OURS in (policy := response.get(_POLICY, ""))
-            and (source := _destination(request, response))
-        ):
-            response[_POLICY] = policy.replace(_OURS, f"{_OURS} {source}")
+        if is_page and _OURS in (policy := response.get(_POLICY, "")):
+            # A body that is too big cannot be read: nothing waits behind its refusal.
+            with contextlib.suppress(SuspiciousOperation):
+                if source := _destination(request, response):
+                    response[_POLICY] = policy.replace(_OURS, f"{_OURS} {source}")
         return response
 
 
