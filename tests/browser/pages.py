@@ -341,7 +341,8 @@ class People:
 
     def refused(self) -> Client:
         """She, or somebody else, has asked for too many one-time codes today."""
-        kept, browser = Kept(said=["not_sent", "too_many"]), Client()
+        later = timezone.now() + timedelta(hours=9)
+        kept, browser = Kept(said=["not_sent", "too_many", later.isoformat()]), Client()
         kept.type(CODE)
         browser.cookies.update(kept.put(HttpResponse()).cookies)
         return browser
