@@ -120,6 +120,7 @@ def _became(entry: Entry) -> str | None:
         return {
             "": _("It was not used."),
             "proved": _("It was typed right."),
+            "linked": _("The link in the email was opened."),
             "over_limit": _("It was typed right, but there were too many requests."),
             "held": _("It was typed right, but the account is locked."),
         }.get(entry.state)

@@ -206,7 +206,8 @@ def _of_cases(rows: Iterable[tuple]) -> list[Entry]:
 
 def _recoveries(login: Login, before: datetime) -> _Read:
     rows = db.execute(
-        "select created_at, channel, phone, tries, proved_at is not null, outcome from recovery"
+        "select created_at, channel, phone, tries, proved_at is not null, outcome,"
+        " case when ended_as = 'linked' then 'linked' else 'proved' end from recovery"
         " where code = %s and created_at < %s order by created_at desc limit %s",
         [login.username, before, PAGE + _TIES],
     ).fetchall()
@@ -217,9 +218,9 @@ def _recoveries(login: Login, before: datetime) -> _Read:
             channel="web" if channel == Recovery.Channel.SMS else channel,
             phone=msisdn.mask(phone) if phone else "",
             count=tries,
-            state="" if not proved else "proved" if outcome in GRANTED else outcome or "proved",
+            state="" if not proved else how if outcome in GRANTED else outcome or "proved",
         )
-        for at, channel, phone, tries, proved, outcome in rows
+        for at, channel, phone, tries, proved, outcome, how in rows
     ]
     return _to_the_end(entries, PAGE + _TIES)
 

@@ -73,6 +73,8 @@ def test_the_link_opens_the_page_that_chooses_a_password_in_whatever_browser(bro
     other.post("/choose-password/", {"new_password": PASSWORD}, follow=True)
     assert is_in(other)
     assert Case.objects.get().ended_as == "used"
+    told = other.get("/account/history/?lang=en").content.decode()
+    assert "The link in the email was opened." in told and "It was typed right." not in told
     for late in (Client(), other):
         page = late.post("/recover/link/?lang=en", {"token": token}, follow=True)
         assert "This one-time code can no longer be used" in page.content.decode()
