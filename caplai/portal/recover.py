@@ -272,7 +272,7 @@ def send(request: HttpRequest) -> HttpResponse:
     kept.type(code)
     if asked.secret is None:
         assert asked.sending is not None
-        kept.said = ["not_sent", asked.sending, asked.retry_at.isoformat() if asked.retry_at else ""]
+        kept.say("not_sent", asked.sending, asked.retry_at.isoformat() if asked.retry_at else "")
         return kept.put(redirect("recover_said"))
     kept.add(asked.secret)
     if asked.sending is not Sending.SENT:
@@ -341,7 +341,7 @@ class Otp(FormView):
     def _on(self) -> HttpResponse:
         """To the page of this request, which says how it stands."""
         if self.secret is None:
-            self.kept.said = ["over"]
+            self.kept.say("over")
             return self.kept.put(redirect("recover_said"))
         return self.kept.put(_to("recover_otp", self.secret))
 
@@ -365,10 +365,10 @@ class FromLink(FormView):
         )
         if found.proof is Proof.DONE and (response := choose(self.request, found)) is not None:
             return response
-        kept.said = ["over"]
+        kept.say("over")
         if found.came is not None:
             until = found.came.until.isoformat() if found.came.until else ""
-            kept.said = ["came", asdict(found.came) | {"until": until}]
+            kept.say("came", asdict(found.came) | {"until": until})
         return kept.put(redirect("recover_said"))
 
     def form_invalid(self, form: LinkForm) -> HttpResponse:

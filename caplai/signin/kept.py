@@ -22,7 +22,7 @@ from caplai.store.keyring import KeyringError
 
 COOKIE = settings.KEPT_COOKIE_NAME
 _CODE_LASTS = timedelta(minutes=30)
-"""How long the code is filled in for who comes back: not for who sits down at the computer after her."""
+"""How long the code, and what was said of it, is there for who comes back: not for who sits down here after her."""
 _LASTS = timedelta(hours=24)
 """As long as any request may (`recover.mail_lifetime`)."""
 _REQUESTS = 4
@@ -35,7 +35,8 @@ class Kept:
 
     code: str = ""
     """Ten digits, or nothing."""
-    typed_at: float = 0.0
+    used_at: float = 0.0
+    """When something was last typed or said, in seconds since 1970."""
     fresh: str = ""
     """What the secret of the next request is made from: of two clicks both bring the same."""
     requests: list[str] = field(default_factory=list)
@@ -54,8 +55,8 @@ class Kept:
             kept = cls(**json.loads(plain))
         except (InvalidToken, KeyringError, TypeError, ValueError):
             return cls()
-        if time.time() - kept.typed_at > _CODE_LASTS.total_seconds():
-            kept.code = ""
+        if time.time() - kept.used_at > _CODE_LASTS.total_seconds():
+            kept.code, kept.said = "", []
         kept._was = kept._content()
         return kept
 
@@ -74,8 +75,12 @@ class Kept:
 
     def type(self, code: str) -> None:
         """Keep this code."""
-        self.code, self.typed_at = code, time.time()
+        self.code, self.used_at = code, time.time()
         self.fresh = self.fresh or secrets.token_urlsafe()
+
+    def say(self, *what: Any) -> None:
+        """Keep this for the page of words."""
+        self.said, self.used_at = list(what), time.time()
 
     def secret_for(self, code: str, channel: str) -> str | None:
         """The secret that the next request for this code by this channel is to have, in whichever tab; None: any."""
