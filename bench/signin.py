@@ -156,7 +156,7 @@ class _Page:
         self._token, self._cookie = found[1].decode(), page.cookies
 
     async def sign_in(self, port: int, code: str) -> tuple[bool, float]:
-        form = {"csrfmiddlewaretoken": self._token, "username": code, "password": PASSWORD}
+        form = {"csrfmiddlewaretoken": self._token, "username": code, "password": PASSWORD, "remember": "on"}
         answer = await _http.ask(port, _http.post_form("/login/", form, cookie=self._cookie))
         return answer.status == 302 and b"caplai_session" in answer.head, answer.seconds
 

@@ -17,6 +17,7 @@ WORDS = {
         "finger": "Đăng nhập bằng vân tay hoặc khuôn mặt",
         "take": "Dùng vân tay hoặc khuôn mặt",
         "save": "Lưu và tiếp tục",
+        "remember": "Ghi nhớ thiết bị này",
         "taken": "Từ nay bạn đăng nhập bằng vân tay hoặc khuôn mặt.",
         "failed": "Chưa thực hiện được, hoặc đã bị hủy.",
         "there": "Máy này đã đăng nhập được vào tài khoản này bằng vân tay hoặc khuôn mặt.",
@@ -24,7 +25,7 @@ WORDS = {
         "rename": "Đổi tên",
         "name": "Tên",
         "store": "Lưu",
-        "remove": "Gỡ",
+        "remove": "Xóa",
         "last": "Đây là cách đăng nhập duy nhất của bạn.",
     },
     "en": {
@@ -35,6 +36,7 @@ WORDS = {
         "finger": "Sign in with fingerprint or face",
         "take": "Use fingerprint or face",
         "save": "Save and continue",
+        "remember": "Remember this device",
         "taken": "From now on you sign in with your fingerprint or face.",
         "failed": "It did not work, or was cancelled.",
         "there": "This device can already sign in with fingerprint or face to this account.",
@@ -215,8 +217,12 @@ def test_a_fingerprint_instead_of_a_password(demo, chromium, see, size, language
     page.get_by_text(words["failed"]).wait_for()
     see(page, "passkey-not-shown")
     finger.set()
+    box = page.get_by_label(words["remember"])
+    assert box.is_checked()
+    box.uncheck()
     person.button("finger").click()
     assert person.is_in()
+    assert not [cookie for cookie in person.context.cookies() if "device" in cookie["name"]]
 
     # The password of the text is over.
     finger.set(here=False)

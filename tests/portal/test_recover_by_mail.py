@@ -66,6 +66,7 @@ def test_the_link_opens_the_page_that_chooses_a_password_in_whatever_browser(bro
         assert 'name="token"' in other.get("/recover/link/").content.decode()
         page = other.post("/recover/link/?lang=en", {"token": token}, follow=True)
         assert page.redirect_chain == [("/choose-password/", 302)]
+        assert 'type="checkbox" name="remember"' in page.content.decode()  # no sign-in page has asked
         page = page.content.decode()
         assert "Set a password that you will use from now on." in page and "from the message" not in page
     case = Case.objects.get()
