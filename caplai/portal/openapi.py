@@ -4,7 +4,9 @@ An endpoint's docstring names for each method what it is given and which statuse
 holds both to the truth.
 """
 
+import functools
 import inspect
+import json
 import re
 from collections.abc import Iterator
 from typing import Any, Literal, NotRequired
@@ -12,7 +14,7 @@ from typing import Any, Literal, NotRequired
 from allauth.headless.base.views import AuthenticatedAPIView, AuthenticationStageAPIView
 from django import forms
 from django.conf import settings
-from django.http import HttpRequest, JsonResponse
+from django.http import HttpRequest, HttpResponse
 from django.urls import URLPattern, get_resolver
 from django.urls.converters import IntConverter
 from django.views.decorators.http import require_safe
@@ -136,8 +138,14 @@ def describe() -> dict[str, Any]:
 
 
 @require_safe
-def document(request: HttpRequest) -> JsonResponse:
-    return JsonResponse(describe())
+def document(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(_written(), content_type="application/json")
+
+
+@functools.cache
+def _written() -> bytes:
+    """Once for each process: making it takes a tenth of a second, and any stranger may ask for it."""
+    return json.dumps(describe()).encode()
 
 
 class _Schemas:
@@ -145,8 +153,14 @@ class _Schemas:
 
     def __init__(self) -> None:
         self.named: dict[str, Any] = {}
+        self._made: dict[Any, dict[str, Any]] = {}
 
     def of(self, kind: Any) -> dict[str, Any]:
+        if kind not in self._made:
+            self._made[kind] = self._make(kind)
+        return self._made[kind]
+
+    def _make(self, kind: Any) -> dict[str, Any]:
         schema = TypeAdapter(kind).json_schema(mode="serialization", ref_template=f"{_SCHEMAS}{{model}}")
         self.named |= {name: _untitled(found) for name, found in schema.pop("$defs", {}).items()}
         schema = _untitled(schema)
