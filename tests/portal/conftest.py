@@ -4,9 +4,9 @@ import pytest
 
 from caplai.channels.mailserver import MailServer
 from tests.mailbox import Mailbox, mailer, running, send
-from tests.signin.conftest import api_described, app, browser, citizen, login, open_case, operator
+from tests.signin.conftest import app, browser, citizen, login, open_case, operator
 
-__all__ = ["api_described", "app", "browser", "citizen", "login", "open_case", "operator"]
+__all__ = ["app", "browser", "citizen", "login", "open_case", "operator"]
 
 
 class Post:

@@ -124,14 +124,8 @@ class App:
         return self.call("GET", "auth/session").status_code == 200
 
 
-@pytest.fixture(scope="session")
-def api_described() -> None:
-    """Once, and before a test's transaction: on a busy machine it takes longer than one may stand idle."""
-    described._document()
-
-
 @pytest.fixture
-def app(api_described, db) -> App:
+def app(db) -> App:
     return App()
 
 

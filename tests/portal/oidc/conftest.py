@@ -14,7 +14,7 @@ from django.conf import settings
 from django.test import Client as Browser
 
 from caplai.portal.oidc import clients
-from tests.signin.conftest import api_described, app, browser, citizen, login, open_case, operator  # noqa: F401
+from tests.signin.conftest import app, browser, citizen, login, open_case, operator  # noqa: F401
 
 BACK = "https://clinic.example.vn/back"
 
