@@ -68,6 +68,15 @@ class Service(Section):
         ["VIN", "MKH"],
         description="Keywords of other agencies on a shared short code: their messages get silence.",
     )
+    site_name: str = Field(
+        "Tài khoản giao dịch điện tử BHXH",
+        min_length=1,
+        max_length=60,
+        description="What the pages, the mails and the passkeys call the site.",
+    )
+    site_name_en: str = Field(
+        "Social insurance online account", min_length=1, max_length=60, description="The same in English."
+    )
     portal: str = Field(
         "ung dung VssID, muc Quen mat khau",
         description="Where the free way is, as texts name it (unaccented). Fills `{portal}`.",
@@ -81,6 +90,10 @@ class Service(Section):
         pattern=r"^[A-Za-z0-9 ._-]{3,11}$",
         description="The sender of messages that answer none, such as one-time codes; none: the first short code.",
     )
+
+    def name_in(self, language: str | None) -> str:
+        """The site's name in this language; Vietnamese where it has none of its own."""
+        return self.site_name_en if language == "en" else self.site_name
 
 
 class Password(Section):

@@ -184,9 +184,10 @@ def _write_code(due: Due, site: Site) -> Part | None:
         _("Your one-time code"),
         [
             _(
-                "Somebody who is signed in to a public service account wants to use this email address for it. If it"
-                " was you, type this code on the page:"
-            ),
+                "Somebody who is signed in to an account (%(site)s) wants to use this email address for it. If it was"
+                " you, type this code on the page:"
+            )
+            % {"site": mail.site_name()},
             Code(capability.code(ring.keys[ring.active], LABEL, row[0])),
             _(
                 "It can be used for 24 hours. Give it to nobody, not even to somebody who says they are an official."

@@ -85,10 +85,8 @@ def _write(due: Due, site: Site) -> Part | None:
     return Part(
         _("Set a new password"),
         [
-            _(
-                "Somebody, probably you, forgot the password of the public service account that ends in %(end)s."
-            )
-            % {"end": code[-4:]},
+            _("Somebody, probably you, forgot the password of the account that ends in %(end)s (%(site)s).")
+            % {"end": code[-4:], "site": mail.site_name()},
             _("Open this link to set a new one:"),
             Link(_("Set a new password"), f"{site.url}{PAGE}#{token}"),
             *(alone if due.kind == LINK_ALONE else both),

@@ -54,6 +54,11 @@ def kind(name: str) -> Callable[[Write], Write]:
     return register
 
 
+def site_name() -> str:
+    """What the site is called, in the language that is active."""
+    return settings.CAPLAI.service.name_in(translation.get_language())
+
+
 def is_on() -> bool:
     """Whether a mail server is configured: else nothing is posted, and nothing that needs it is offered."""
     return settings.CAPLAI.mail.host is not None

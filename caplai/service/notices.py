@@ -90,10 +90,11 @@ def tell(code: str, kind: str, except_: Collection[int | None] = ()) -> int:
 def _write(due: Due, site: Site) -> Part:
     title, says = WHAT[due.kind]()
     blocks: list[Block] = [
-        _("At %(time)s, for the public service account that ends in %(end)s: %(says)s")
+        _("At %(time)s, for the account that ends in %(end)s (%(site)s): %(says)s")
         % {
             "time": timezone.localtime(_happened_at(due, site)).strftime("%H:%M %d/%m/%Y"),
             "end": due.account[-4:],
+            "site": mail.site_name(),
             "says": says,
         }
     ]

@@ -1,15 +1,23 @@
-"""What every page may say: how to get a password by texting."""
+"""What every page may say: what the site is called, and how to get a password by texting."""
 
 from typing import Any
 
 from django.conf import settings
 from django.http import HttpRequest
+from django.utils.translation import get_language
 
 
 def site(request: HttpRequest) -> dict[str, Any]:
-    """A context processor: `how`, for the base page's footer; `remembered`: this device is, for some account."""
+    """A context processor: `site_name`, for the base page's header; `how`, for its footer; `remembered`: this device
+    is, for some account.
+    """
     remembered = bool(request.COOKIES.get(settings.DEVICE_COOKIE_NAME))
-    return {"how": how_to_get_a_password(), "remembered": remembered}
+    return {"site_name": site_name(), "how": how_to_get_a_password(), "remembered": remembered}
+
+
+def site_name() -> str:
+    """What the site is called, in the language that is active."""
+    return settings.CAPLAI.service.name_in(get_language())
 
 
 def how_to_get_a_password() -> dict[str, str]:

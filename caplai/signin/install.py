@@ -12,7 +12,7 @@ from django.templatetags.static import static
 from django.urls import reverse
 from django.utils.translation import gettext as _
 
-from caplai.signin.context import how_to_get_a_password
+from caplai.signin.context import how_to_get_a_password, site_name
 
 THEME = "#0b4a73"
 """The colour of the header, and of what a phone draws around the page (base.html has it, too)."""
@@ -37,7 +37,7 @@ def manifest(request: HttpRequest) -> HttpResponse:
             "id": home,
             "start_url": home,
             "scope": home,
-            "name": _("Public service account"),
+            "name": site_name(),
             "short_name": _("Account"),
             "description": _("Sign in, and get a forgotten password back"),
             "lang": request.LANGUAGE_CODE,

@@ -27,7 +27,6 @@ from django.core.signing import BadSignature, Signer
 from django.db.models import F, Func, JSONField, Q, QuerySet, TextField, Value
 from django.db.models.functions import Now
 from django.http import HttpRequest
-from django.utils.translation import gettext as _
 from fido2.cose import CoseKey
 from fido2.server import Fido2Server
 from fido2.utils import websafe_encode
@@ -45,6 +44,7 @@ from fido2.webauthn import (
 from caplai.service.passkeys import MOST
 from caplai.signin.backend import PasswordBackend
 from caplai.signin.client import client_of, name_of
+from caplai.signin.context import site_name
 from caplai.store.models import Login
 
 MOST_OCTETS = 65_536
@@ -239,7 +239,7 @@ def _server(request: HttpRequest) -> Fido2Server | None:
     if where is None:
         return None
     server = Fido2Server(
-        PublicKeyCredentialRpEntity(id=where.host, name=_("Public service account")),
+        PublicKeyCredentialRpEntity(id=where.host, name=site_name()),
         verify_origin=lambda origin: origin in where.origins,
     )
     server.timeout = _PATIENCE  # type: ignore[assignment]

@@ -170,6 +170,7 @@ def test_a_fingerprint_instead_of_a_password(demo, chromium, see, size, language
     box = take.bounding_box()
     assert box["y"] + box["height"] < SIZES[size]["height"], "the fingerprint is on the first screen"
     assert page.get_by_role("heading", level=1).count() == 1
+    assert page.title().startswith(page.get_by_role("heading", level=1).inner_text())
     finger.set(right=False)
     take.click()
     page.get_by_text(words["failed"]).wait_for()

@@ -93,7 +93,7 @@ def test_manifest_is_in_vietnamese_and_its_icons_are_there(browser, db):
     answer = browser.get("/manifest.webmanifest")
     assert answer["Content-Type"] == "application/manifest+json"
     said = answer.json()
-    assert (said["name"], said["lang"]) == ("Tài khoản dịch vụ công", "vi")
+    assert (said["name"], said["lang"]) == ("Tài khoản giao dịch điện tử BHXH", "vi")
     assert {icon["purpose"] for icon in said["icons"]} == {"any", "maskable"}
     for icon in said["icons"]:
         kept = browser.get(icon["src"])
@@ -101,6 +101,18 @@ def test_manifest_is_in_vietnamese_and_its_icons_are_there(browser, db):
         if icon["type"] == "image/png":
             width, height = struct.unpack(">II", b"".join(kept.streaming_content)[16:24])
             assert icon["sizes"] == f"{width}x{height}"
+
+
+def test_the_sites_name_is_configuration(browser, db, settings):
+    service = settings.CAPLAI.service.model_copy(
+        update={"site_name": "Cổng Thử", "site_name_en": "Trial <b>"}
+    )
+    settings.CAPLAI = settings.CAPLAI.model_copy(update={"service": service})
+    for language, name in (("vi", "Cổng Thử"), ("en", "Trial &lt;b&gt;")):
+        page = browser.get(f"/login/?lang={language}").content.decode()
+        assert f" – {name}</title>" in page
+        assert f'alt="">{name}</a>' in page
+    assert Client().get("/manifest.webmanifest").json()["name"] == "Cổng Thử"
 
 
 def test_service_worker_keeps_nothing_of_a_person(browser, citizen, login):

@@ -16,7 +16,9 @@
   const shown = place.content.cloneNode(true);
   const form = shown.querySelector("form");
   const button = form.querySelector("button");
+  const heading = shown.querySelector("h1"); // in place of the page's own
   place.replaceWith(shown);
+  if (heading) document.title = heading.innerText + document.title.slice(document.title.lastIndexOf(" – "));
 
   const octets = (text) => Uint8Array.from(atob(text.replace(/-/g, "+").replace(/_/g, "/")), (c) => c.charCodeAt(0));
   const text = (buffer) => buffer ? btoa(String.fromCharCode(...new Uint8Array(buffer)))
