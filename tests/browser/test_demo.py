@@ -81,7 +81,7 @@ def test_a_citizen_gets_back_in(demo, chromium, look, size, language, script, ci
     look(page, "home")
 
     # Out, and in again with the password of one's own.
-    page.get_by_role("button", name="Đăng xuất" if vi else "Sign out").click()
+    page.get_by_role("button", name="Đăng xuất" if vi else "Sign out", exact=True).click()
     page.goto(f"{demo['pages']}login/")
     page.get_by_label("Mã số BHXH" if vi else "Social insurance code").fill(code)
     page.get_by_label("Mật khẩu" if vi else "Password", exact=True).fill("mot mat khau rieng")
