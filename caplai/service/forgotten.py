@@ -140,17 +140,19 @@ def ask(
     with _transaction() as conn:
         now, phone = look_up(conn, code)
         lock(conn, code, phone, asker)
-        for each in (secret, *others):
+        mine = [each for each in (secret, *others) if each is not None]
+        for each in mine:
             old = find(conn, each)
             if old is not None and each == secret:
                 secret = None
             if old is not None and old.seems_alive(now) and (old.code, old.channel) == (code, channel):
                 return replace(_again(conn, old, asker, rules), secret=each)
-        mine = [each for each in (secret, *others) if each is not None]
         facts = gather_facts(conn, code, asker, rules, channel, mine)
         sending = _decide(conn, facts, rules, channel)
         if sending is not Sending.SENT:
-            return _not_sent(conn, sending, code, channel, asker, facts, rules)
+            if sending is not Sending.TOO_MANY:
+                return Asked(sending)
+            return Asked(sending, retry_at=free_again(conn, code, asker, channel, facts, rules.budgets, mine))
         secret = secret or new_secret()
         id_ = next(new_case_ids())
         phone, addresses = _recipients(facts, code, rules, channel)
@@ -316,22 +318,6 @@ def _decide(conn: psycopg.Connection, facts: Facts, rules: Rules, channel: Chann
     return sending
 
 
-def _not_sent(
-    conn: psycopg.Connection,
-    sending: Sending,
-    code: str,
-    channel: Channel,
-    asker: Asker,
-    facts: Facts,
-    rules: Rules,
-) -> Asked:
-    too_many = sending is Sending.TOO_MANY
-    return Asked(
-        sending,
-        retry_at=free_again(conn, code, asker, channel, facts, rules.budgets) if too_many else None,
-    )
-
-
 def _again(conn: psycopg.Connection, row: Row, asker: Asker, rules: Rules) -> Asked:
     facts = gather_facts(conn, row.code, asker, rules, row.channel)
     again_at = row.asked_at + rules.budgets.pause
@@ -341,7 +327,10 @@ def _again(conn: psycopg.Connection, row: Row, asker: Asker, rules: Rules) -> As
         return Asked(Sending.SENT, again_at=again_at)
     sending = _decide(conn, facts, rules, row.channel)
     if sending is not Sending.SENT:
-        return _not_sent(conn, sending, row.code, row.channel, asker, facts, rules)
+        if sending is not Sending.TOO_MANY:
+            return Asked(sending)
+        free = free_again(conn, row.code, asker, row.channel, facts, rules.budgets)
+        return Asked(sending, retry_at=free)
     if row.ended_as == LINKED:
         row = _renew(conn, row)
     # To those of the first one, or to nobody: what is proved by it is them.

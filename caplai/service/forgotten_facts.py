@@ -229,7 +229,8 @@ _FREE_AGAIN = """
 select date_trunc('hour', coalesce(greatest(
     (select created_at from (
         select created_at, sum(asks) over (order by created_at desc, id) as newer from recovery
-        where code = %(code)s and channel = %(channel)s and created_at > %(now)s - %(day)s) x
+        where code = %(code)s and channel = %(channel)s and created_at > %(now)s - %(day)s
+            and (network = %(network)s or secret_hash = any(%(kept)s::bytea[]))) x
      where newer >= %(code_day)s order by created_at desc limit 1),
     (select created_at from (
         select created_at, sum(asks) over (order by created_at desc, id) as newer from recovery
@@ -239,10 +240,16 @@ select date_trunc('hour', coalesce(greatest(
 
 
 def free_again(
-    conn: psycopg.Connection, code: str, asker: Asker, channel: Channel, facts: Facts, budgets: Budgets
+    conn: psycopg.Connection,
+    code: str,
+    asker: Asker,
+    channel: Channel,
+    facts: Facts,
+    budgets: Budgets,
+    kept: Iterable[str] = (),
 ) -> datetime:
-    """When the budgets of this code and this network, one of which is used up, let one more wish pass if there is none
-    until then. The next whole hour: nobody needs to learn to the minute when somebody else asked.
+    """When the budgets of this asker for this code, and of the network, one of which is used up, let one more wish pass
+    if there is none until then. The next whole hour: nobody needs to learn to the minute when a neighbour asked.
     """
     row = conn.execute(
         _FREE_AGAIN,
@@ -250,6 +257,7 @@ def free_again(
             "code": code,
             "channel": channel.value,
             "network": asker.network,
+            "kept": [hash_of(secret) for secret in kept],
             "now": facts.now,
             "day": _DAY,
             "code_day": budgets.code_day,

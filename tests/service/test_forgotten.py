@@ -181,6 +181,29 @@ def test_too_many_says_when_it_is_over(lan, budget):
     assert ask(lan.code, ASKER, secret=None, rules=rules).sending is Sending.SENT
 
 
+def test_when_it_is_over_says_nothing_of_what_others_asked_for(lan):
+    rules, stranger = rules_with(budgets={"code_day": 2}), Asker("198.51.100.9")
+    for asker, hours in ((ASKER, 9), (stranger, 3), (ASKER, 0), (stranger, 1)):
+        ask(lan.code, asker, secret=None, rules=rules)
+        later(hours=hours)
+    refused = ask(lan.code, stranger, secret=None, rules=rules)
+    wait = refused.retry_at - datetime.now(UTC)
+    assert refused.sending is Sending.TOO_MANY
+    assert timedelta(hours=20) < wait <= timedelta(hours=21)  # theirs of 4 hours ago, and of 1
+
+
+def test_the_wishes_of_a_browser_count_wherever_it_is(lan):
+    rules, secrets = rules_with(budgets={"code_day": 2}), []
+    for n in range(2):
+        secrets.append(ask(lan.code, Asker(f"203.0.113.{n}"), secret=None, rules=rules).secret)
+        Recovery.objects.update(ended_at=F("asked_at"), ended_as="tried_out")
+        later(hours=2)
+    for secret, others in ((secrets[0], secrets[1:]), (None, secrets)):
+        refused = ask(lan.code, Asker("198.51.100.9"), secret=secret, others=others, rules=rules)
+        assert refused.sending is Sending.TOO_MANY
+        assert timedelta(hours=20) < refused.retry_at - datetime.now(UTC) <= timedelta(hours=21)
+
+
 def test_a_secret_is_of_one_request_for_ever(lan):
     rules = rules_with()
     asked = ask(lan.code, ASKER, secret=None, rules=rules)
