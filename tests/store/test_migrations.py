@@ -4,6 +4,7 @@ import re
 from itertools import chain
 
 import pytest
+from django.core.management import call_command
 from django.db import connection
 from django.db.migrations.executor import MigrationExecutor
 from django.db.migrations.loader import MigrationLoader
@@ -63,6 +64,10 @@ def later_migrations():
     return sorted(
         key for key in loader.disk_migrations if key[0] == "store" and not key[1].startswith("0001")
     )
+
+
+def test_together_they_make_what_the_models_say(db):
+    call_command("makemigrations", "store", check=True, dry_run=True, verbosity=0)  # exits with 1 if not
 
 
 @pytest.mark.parametrize("key", later_migrations(), ids=lambda key: key[1])
