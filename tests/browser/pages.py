@@ -111,6 +111,7 @@ PAGES = [
     Page("sign-in-wrong", "account_login", go=submit(username="0123456789", password="nhầm rồi")),
     Page("sign-in-choosing", "account_login", "newcomer"),
     Page("choose", "choose_password", "newcomer", also=("take_passkey", "take_passkey_options")),
+    Page("choose-proved", "choose_password", "linked"),
     Page("choose-refused", "choose_password", "newcomer", go=lambda page: _choose(page, "12345678")),
     Page("recover", "recover"),
     Page("recover-wrong", "recover", go=submit(code="12345")),
@@ -249,6 +250,17 @@ class People:
         """She has just signed in with the password of the text."""
         account = self._account("0123456781")
         return self._in(account.code, _issued(account))
+
+    def linked(self) -> Client:
+        """She has just opened the link of an e-mail."""
+        account = self._account("0123456770")
+        browser = self._in(account.code, _issued(account))
+        session = browser.session
+        pending = session["account_login"]
+        pending["state"]["stages"]["choose_password"]["data"].update(typed=False, remembers=None)
+        session["account_login"] = pending
+        session.save()
+        return browser
 
     def owner(self) -> Client:
         """She has everything: addresses (one waits for its code), a passkey, a past."""
