@@ -388,7 +388,7 @@ def again(request: HttpRequest) -> HttpResponse:
     if asked.sending not in (Sending.SENT, None):
         _tell_not_sent(request, asked)
     elif asked.sent:
-        messages.info(request, _("The same one-time code is sent once more, if the code is registered."))
+        messages.info(request, _("The same one-time code is sent again, if the code is registered."))
     elif asked.again_at is not None:
         messages.info(request, _("You asked for a code just now. Wait a minute, then send it again."))
     return _to("recover_otp", secret)

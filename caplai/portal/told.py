@@ -111,7 +111,7 @@ def _wrong(entry: Entry) -> str | None:
             "It was typed wrong %(count)s time.", "It was typed wrong %(count)s times.", entry.count
         ) % {"count": entry.count}
     if entry.what == WRONG_PASSWORDS:
-        return _("On that day: %(count)s. Nobody got in by them.") % {"count": entry.count}
+        return _("On that day: %(count)s. Nobody got in with them.") % {"count": entry.count}
     return _("Wrong passwords before it: %(count)s.") % {"count": entry.count}
 
 

@@ -44,15 +44,15 @@ WHAT: dict[str, Callable[[], tuple[str, str]]] = {
     "password_chosen": lambda: (
         _("A new password was set"),
         _(
-            "a new password was set after a re-issue; the old one no longer works, and all other devices were"
-            " signed out."
+            "a new password was set after the old one was forgotten; the old one no longer works, and all other"
+            " devices were signed out."
         ),
     ),
     "passkey_chosen": lambda: (
         _("A fingerprint or face was chosen"),
         _(
-            "fingerprint or face was chosen after a re-issue; the old password no longer works, and all other"
-            " devices were signed out."
+            "fingerprint or face was chosen after the password was forgotten; the old password no longer works,"
+            " and all other devices were signed out."
         ),
     ),
     "password_changed": lambda: (_("The password was changed"), _("the password was changed.")),

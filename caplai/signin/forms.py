@@ -91,7 +91,7 @@ class LoginForm(forms.Form):
     )
     password = PasswordField(
         label=_("Password"),
-        help_text=_("The one you chose, or the one from the message"),
+        help_text=_("The one you set, or the one from the message"),
         autocomplete="current-password",
         required_message=_("Enter the password."),
     )

@@ -268,7 +268,7 @@ def test_it_says_until_when_the_digits_can_be_used_also_when_they_are_sent_again
     later(minutes=4)
     page = browser.post("/recover/again/?lang=en", follow=True).content.decode()
     until = timezone.localtime(Recovery.objects.get().expires_at)
-    assert "is sent once more" in page and f"until {until:%H:%M}" in page
+    assert "is sent again" in page and f"until {until:%H:%M}" in page
     assert until - timezone.now() < timedelta(minutes=1)
 
 
