@@ -106,6 +106,19 @@ def test_back_forward_and_reload_at_every_step(page, lan):
     assert Recovery.objects.get().ended_as == "proved"
 
 
+@pytest.mark.parametrize("page", [True], ids=["script"], indirect=True)
+def test_back_to_a_sign_in_that_was_refused(page, site, lan):
+    """Without JavaScript browsers ask whether to send the form again."""
+    page.goto(f"{site}/login/")
+    page.get_by_label("Mã số BHXH").fill(lan.code)
+    page.get_by_label("Mật khẩu", exact=True).fill("not this one")
+    press(page, "Đăng nhập")
+    assert page.locator(".errors").is_visible()
+    page.get_by_role("link", name="Lấy lại mật khẩu", exact=True).click()
+    is_at(page, "code")
+    there_and_back(page, "sign in", "code")
+
+
 def test_an_impatient_second_tap_changes_nothing(page, lan):
     """On a slow network the answer to the first is not there yet."""
     slow = page.context.new_cdp_session(page)

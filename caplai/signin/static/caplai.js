@@ -13,6 +13,9 @@ for (const field of document.querySelectorAll("[data-fragment]")) {
   field.closest(".field").hidden = true;
   history.replaceState(null, "", location.pathname);
 }
+// Who comes back to a page that answered a form gets it as it is when it is opened, and not the question whether to send
+// the form again: what was typed there is not to be sent twice.
+history.replaceState(history.state, "", location.href);
 const IMPATIENCE = 4000; // milliseconds: later it is somebody who stopped the page, and tries again
 for (const form of document.forms) {
   form.addEventListener("submit", (event) => {
