@@ -77,8 +77,10 @@ def test_with_a_network_but_without_us_it_blames_no_network(transactional_db, ch
 
 
 def test_back_to_what_a_form_was_answered_is_left_to_the_browser(site, chromium):
+    """Where the page's script did not come, say, which sees to it that Back opens the page anew."""
     context = chromium.new_context(viewport=SIZES["phone"])
     page = context.new_page()
+    page.add_init_script("History.prototype.replaceState = () => {}")
     _with_a_worker(page, f"{site.url}/login/")
     page.fill("[name=username]", "0123456780")
     page.fill("[name=password]", "nhầm rồi")
