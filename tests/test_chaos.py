@@ -36,6 +36,7 @@ def chaos(*options):
     return report
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_and_nothing_is_twice():
     """The seed is of a plan that kills each once and hangs nothing; the long run draws one of its own."""
     report = chaos("--kills", "3", "--pause", "0.3", "--rate", "30", "--people", "1", "--seed", "20")

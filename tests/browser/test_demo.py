@@ -26,7 +26,11 @@ def chromium():
 
 @pytest.mark.parametrize(
     ("size", "language", "script", "citizen"),
-    [("phone", "vi", True, 0), ("desktop", "en", True, 1), ("phone", "vi", False, 2)],
+    [
+        ("phone", "vi", True, 0),
+        pytest.param("desktop", "en", True, 1, marks=pytest.mark.slow),
+        pytest.param("phone", "vi", False, 2, marks=pytest.mark.slow),
+    ],
     ids=["phone-vi", "desktop-en", "phone-vi-without-javascript"],
 )
 def test_a_citizen_gets_back_in(demo, chromium, look, size, language, script, citizen):

@@ -100,6 +100,7 @@ def test_kannel_understands_the_simulators_receipts(tmp_path):
     asyncio.run(scenario())
 
 
+@pytest.mark.slow
 def test_the_simulator_refuses_kannel_with_a_wrong_password(tmp_path):
     async def scenario() -> None:
         async with Simulator() as sim, Kannel(tmp_path, sim.smpp_port, password="wrong") as kannel:
