@@ -136,6 +136,7 @@ def test_a_file_that_is_none_is_wrong_use(caplai, tmp_path, content, says):
     assert caplai("accounts", "import", tmp_path / "none.csv").exit_code == 2
 
 
+@pytest.mark.slow
 def test_generated_accounts_are_imported_without_a_complaint(caplai, conn, tmp_path):
     file = tmp_path / "accounts.csv"
     made = caplai("accounts", "generate", 500, "--seed", 3, "--with-passwords", 0.4)
@@ -519,6 +520,7 @@ def test_what_is_killed_under_a_running_up_is_started_again(house, part):
     assert house.run("service", "open").returncode == 0
 
 
+@pytest.mark.slow
 def test_a_web_server_that_is_killed_takes_its_worker_with_it(caplai, tmp_path):
     house = House(tmp_path, CAPLAI_DATABASE_URL=conninfo())
     with house.running("web") as web:
@@ -530,6 +532,7 @@ def test_a_web_server_that_is_killed_takes_its_worker_with_it(caplai, tmp_path):
         assert free_port("127.0.0.1", house.port) == house.port
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_terminal_reaches_the_web_server_and_not_its_worker(caplai, tmp_path):
     """Of being told twice the worker would hang now and then; it is told by the server, and stops at once."""
     house = House(tmp_path, CAPLAI_DATABASE_URL=conninfo())
@@ -544,6 +547,7 @@ def test_ctrl_c_in_a_terminal_reaches_the_web_server_and_not_its_worker(caplai, 
     assert not house.processes()
 
 
+@pytest.mark.slow
 def test_up_ends_when_a_part_of_it_cannot_start(empty_database, tmp_path):
     # Read by Python before anything of ours: the engine ends with an error of its own.
     (tmp_path / "sitecustomize.py").write_text(

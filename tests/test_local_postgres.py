@@ -211,6 +211,7 @@ def test_a_stale_pid_that_is_now_another_programs_is_no_obstacle(folder: Path) -
     assert server.stop()
 
 
+@pytest.mark.slow
 def test_two_commands_at_the_same_moment_initialise_and_start_once(empty: Path) -> None:
     both = [Command(empty), Command(empty)]
     joined = [command.joined() for command in both]

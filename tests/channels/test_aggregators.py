@@ -341,6 +341,7 @@ def test_networks_and_https(serve, lan):
 # --- trouble ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_store_that_is_away_is_no_answer(site, conn, caplog):
     caplog.set_level(logging.INFO)
     conn.execute("begin")

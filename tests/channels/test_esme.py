@@ -145,6 +145,7 @@ def test_a_delivery_repeated_before_its_answer_is_the_same_message(scenario, con
     assert outcomes(conn) == ["issued"]
 
 
+@pytest.mark.slow
 def test_a_redelivery_on_the_same_connection_is_the_same_message_until_our_answer_was_surely_read(
     scenario, conn
 ):
@@ -248,6 +249,7 @@ def test_a_refusal_that_may_pass_is_tried_again(scenario, conn, status):
     assert conn.execute("select state, attempts, status from outbox").fetchall() == [("sent", 2, 0)]
 
 
+@pytest.mark.slow
 def test_a_carrier_that_throttles_is_left_alone_for_longer_each_time(scenario, conn):
     async def play(carrier):
         await carrier.bound()
@@ -448,6 +450,7 @@ def test_the_sender_is_the_short_code_or_a_brandname(scenario, options, address)
     scenario(play, **options)
 
 
+@pytest.mark.slow
 def test_a_refused_bind_is_tried_again_with_growing_pauses(scenario, conn):
     async def play(carrier):
         await carrier.until(lambda: len(carrier.binds) >= 3)

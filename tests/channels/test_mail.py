@@ -208,6 +208,7 @@ def test_what_a_chore_queues_waits_for_no_poll(post):
         assert len(box.mails) == 1
 
 
+@pytest.mark.slow
 def test_the_thread_is_woken_by_a_post_and_survives_a_lost_database_connection(post, conn):
     with running() as (box, server):
         sender = mailer(server)

@@ -92,6 +92,7 @@ def test_an_engine_that_hung_takes_and_sends_nothing_that_is_anothers_by_now(con
     assert len({engine for (engine,) in conn.execute("select engine from link_session").fetchall()}) == 2
 
 
+@pytest.mark.slow
 def test_nothing_is_sent_while_another_engine_may_hold_the_link(conn, lan, monkeypatch):
     """The connection that carries the lease is lost, and with it the certainty; all else works."""
     monkeypatch.setattr("caplai.channels.esme.TTL", 1.0)

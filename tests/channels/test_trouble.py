@@ -53,6 +53,7 @@ async def until(condition, seconds=10.0):
             await asyncio.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_every_delivery_is_answered_before_the_carriers_patience_ends(scenario, conn):
     """Also those that came while an earlier batch was stuck in the store."""
 
@@ -71,6 +72,7 @@ def test_every_delivery_is_answered_before_the_carriers_patience_ends(scenario, 
     scenario(play)
 
 
+@pytest.mark.slow
 def test_a_redelivery_that_overtakes_a_late_commit_is_the_same_message(scenario, conn):
     """Each statement of the first one is quick enough for its time-out, all together are too late."""
     conn.execute("create sequence waits")

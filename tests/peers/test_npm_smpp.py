@@ -208,6 +208,7 @@ def test_a_pair_listens_by_one_bind_and_answers_by_the_other(lan):
     assert Outbox.objects.get().state == "sent"
 
 
+@pytest.mark.slow
 def test_a_refused_bind_is_tried_again_ever_more_slowly_until_it_is_accepted(lan):
     async def scenario() -> None:
         async with Node() as node:

@@ -560,6 +560,7 @@ def test_while_the_database_is_away_the_last_word_holds(hosts, conn):
         until(lambda: states(conn).get(new) == "active")
 
 
+@pytest.mark.slow
 def test_nobody_is_counted_out_because_the_database_was_away(hosts, conn):
     """It comes back, every row looks old, and whoever speaks first must not take itself for the only one."""
     one, two = hosts

@@ -55,6 +55,7 @@ async def play(folder):
     return seen
 
 
+@pytest.mark.slow
 def test_a_story_is_seen_from_outside(conn, lan, tmp_path):
     """Throttled replies, a refused text, receipts, web requests: one play, for it takes two processes to start."""
     story = asyncio.run(play(tmp_path))
