@@ -24,7 +24,7 @@ from caplai.portal.told import tell
 from caplai.service import addressbook, history, mail, sittings
 from caplai.service.addresses import confirmed
 from caplai.service.changing import Change
-from caplai.service.cooling import COOLING, cooling_until
+from caplai.service.cooling import cooling_until, is_kept
 from caplai.service.history import Entry
 from caplai.signin.adapter import put_off
 from caplai.signin.client import name_of
@@ -48,7 +48,12 @@ def home(request: HttpRequest) -> HttpResponse:
     pending = addressbook.pending(login.account_id)
     # Whoever has just been given a new password is led on to what spares them the next one.
     asks = shown["until"] and not shown["emails"] and not pending and mail.is_on()
-    return render(request, "portal/account.html", {**shown, "pending": pending, "asks_for_email": asks})
+    told = [tell(entry) for entry in shown["unasked"]]
+    return render(
+        request,
+        "portal/account.html",
+        {**shown, "unasked": told, "pending": pending, "asks_for_email": asks},
+    )
 
 
 def summary(request: HttpRequest) -> dict[str, Any]:
@@ -57,7 +62,6 @@ def summary(request: HttpRequest) -> dict[str, Any]:
     until = cooling_until(login.account_id)
     keys = [("passkey", passkey.wrap().name, passkey.created_at) for passkey in passkeys(login)]
     addresses = [("email", address.email, address.since) for address in confirmed(login.account_id)]
-    before = until and until - COOLING
     return {
         "account": login.account,
         "phone": msisdn.mask(login.account.phone),
@@ -68,12 +72,12 @@ def summary(request: HttpRequest) -> dict[str, Any]:
         "services": [agreement.client.name for agreement in agreements(login)],
         "signed_in": sum(seat.signed_in for seat in sittings.seats(login, request.session.row_key)),
         "latest": [tell(entry) for entry in history.latest_sign_ins(login, _LATEST)],
-        "unasked": [tell(entry) for entry in unasked(request)],
+        "unasked": unasked(request),
         "until": until,
         "kept": [
             {"kind": kind, "name": name, "since": since}
             for kind, name, since in [*keys, *addresses]
-            if before and (since is None or since <= before)
+            if is_kept(since, until)
         ],
     }
 

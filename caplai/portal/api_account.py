@@ -162,7 +162,7 @@ class Account(OfOwner):
             "passkeys": shown["passkeys"],
             "emails": shown["emails"],
             "signed_in": shown["signed_in"],
-            "unasked_reissues": [_reissue(entry) for entry in unasked(request)],
+            "unasked_reissues": [_reissue(entry) for entry in shown["unasked"]],
             "after_reissue": {"kept_until": until.isoformat(), "kept": kept} if until else None,
         }
         return APIResponse(request, data=data)

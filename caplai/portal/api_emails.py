@@ -22,7 +22,7 @@ from caplai.portal.report import end_the_rest
 from caplai.service import addressbook, mail, report
 from caplai.service.addressbook import Adding, Confirming, Removing
 from caplai.service.addresses import confirmed
-from caplai.service.cooling import cooling_until
+from caplai.service.cooling import cooling_until, is_kept
 from caplai.service.report import BY_MAIL, BY_SESSION
 from caplai.signin.answers import Time, shape
 from caplai.signin.api import Endpoint
@@ -163,7 +163,7 @@ def _listed(request: HttpRequest) -> HttpResponse:
             "email": address.email,
             "since": address.since.isoformat() if address.since else None,
             "kept_until": until.isoformat()
-            if until and address.id and addressbook.is_kept(address.since, until)
+            if until and address.id and is_kept(address.since, until)
             else None,
         }
         for address in confirmed(code)

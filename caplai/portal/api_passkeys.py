@@ -15,8 +15,7 @@ from caplai.portal import passkeys as pages
 from caplai.portal.access import is_fresh
 from caplai.portal.api_account import OfOwner
 from caplai.portal.forms import NameForm
-from caplai.service import passkeys
-from caplai.service.cooling import cooling_until
+from caplai.service.cooling import cooling_until, is_kept
 from caplai.service.passkeys import Adding, Removing
 from caplai.signin import webauthn
 from caplai.signin.answers import CreationOptions, Time, shape
@@ -60,8 +59,7 @@ class Passkeys(Guarded):
         shown = []
         for passkey in webauthn.passkeys(request.user):
             told = _tell(passkey)
-            is_kept = until and passkeys.is_kept(passkey.created_at, until)
-            told["kept_until"] = until.isoformat() if until and is_kept else None
+            told["kept_until"] = until.isoformat() if until and is_kept(passkey.created_at, until) else None
             shown.append(told)
         return APIResponse(request, data=shown)
 

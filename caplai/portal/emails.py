@@ -14,7 +14,7 @@ from caplai.portal.forms import AddressForm, MailedCodeForm
 from caplai.service import addressbook, mail
 from caplai.service.addressbook import Adding, Confirming, Removing
 from caplai.service.addresses import confirmed
-from caplai.service.cooling import cooling_until
+from caplai.service.cooling import cooling_until, is_kept
 from caplai.signin.backend import rules
 
 
@@ -24,7 +24,7 @@ def addresses(request: HttpRequest) -> HttpResponse:
     code = request.user.account_id
     until = cooling_until(code)
     shown = [
-        {"address": address, "kept": address.id and addressbook.is_kept(address.since, until)}
+        {"address": address, "kept": address.id and is_kept(address.since, until)}
         for address in confirmed(code)
     ]
     return render(

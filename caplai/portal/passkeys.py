@@ -16,7 +16,7 @@ from django.views.generic.edit import FormView
 from caplai.portal.access import fresh, owner
 from caplai.portal.forms import NameForm
 from caplai.service import passkeys
-from caplai.service.cooling import cooling_until
+from caplai.service.cooling import cooling_until, is_kept
 from caplai.service.passkeys import Adding, Removing
 from caplai.signin import webauthn
 from caplai.signin.passkeys import not_made, options
@@ -28,7 +28,7 @@ def shown(request: HttpRequest) -> HttpResponse:
     """The list."""
     until = cooling_until(request.user.account_id)
     there = [
-        {"passkey": passkey, "name": passkey.wrap().name, "kept": passkeys.is_kept(passkey.created_at, until)}
+        {"passkey": passkey, "name": passkey.wrap().name, "kept": is_kept(passkey.created_at, until)}
         for passkey in webauthn.passkeys(request.user)
     ]
     return render(

@@ -7,7 +7,7 @@ all of them, so that who only has the phone cannot shut the owner out unheard.
 """
 
 from collections.abc import Collection
-from datetime import datetime, timedelta
+from datetime import timedelta
 from enum import Enum
 
 from django.db import transaction
@@ -19,7 +19,7 @@ from caplai.domain import capability
 from caplai.domain.letters import Code, Part
 from caplai.service import mail, notices
 from caplai.service.addresses import confirmed, same
-from caplai.service.cooling import COOLING, cooling_until
+from caplai.service.cooling import cooling_until, is_kept
 from caplai.service.credentials import hold_active, lock
 from caplai.service.mail import Site
 from caplai.store.mails import Due
@@ -159,11 +159,6 @@ def remove(login: Login, address_id: int) -> Removing:
         Address.objects.filter(pk=address.pk).update(removed_at=Now())
         Event.objects.create(kind=REMOVED, login_id=login.pk, data={"address": address.pk})
     return Removing.REMOVED
-
-
-def is_kept(since: datetime | None, until: datetime | None) -> bool:
-    """Whether what is there since then stays, with the 24 hours that end at `until` (`cooling_until`)."""
-    return until is not None and (since is None or since <= until - COOLING)
 
 
 def _send_code(address: Address) -> None:

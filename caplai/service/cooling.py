@@ -23,3 +23,10 @@ def cooling_until(code: str) -> datetime | None:
         latest=Max("ended_at")
     )["latest"]
     return used and used + COOLING
+
+
+def is_kept(since: datetime | None, until: datetime | None) -> bool:
+    """Whether a passkey or an address that is there since then stays, for the 24 hours that end at `until`
+    (`cooling_until`). `since` None: it is as old as can be.
+    """
+    return until is not None and (since is None or since <= until - COOLING)

@@ -37,6 +37,7 @@ from caplai.service.forgotten_facts import (
     Row,
     Rules,
     find,
+    find_all,
     free_again,
     gather_facts,
     gather_site,
@@ -141,12 +142,12 @@ def ask(
         now, phone = look_up(conn, code)
         lock(conn, code, phone, asker)
         mine = [each for each in (secret, *others) if each is not None]
-        for each in mine:
-            old = find(conn, each)
-            if old is not None and each == secret:
-                secret = None
-            if old is not None and old.seems_alive(now) and (old.code, old.channel) == (code, channel):
+        kept = find_all(conn, mine)
+        for each, old in kept.items():
+            if old.seems_alive(now) and (old.code, old.channel) == (code, channel):
                 return replace(_again(conn, old, asker, rules), secret=each)
+        if secret in kept:
+            secret = None  # it is another request's
         facts = gather_facts(conn, code, asker, rules, channel, mine)
         sending = _decide(conn, facts, rules, channel)
         if sending is not Sending.SENT:

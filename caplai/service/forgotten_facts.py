@@ -276,6 +276,17 @@ def find(conn: psycopg.Connection, secret: str | None) -> Row | None:
     return _row(found)
 
 
+def find_all(conn: psycopg.Connection, secrets: Iterable[str]) -> dict[str, Row]:
+    """The requests of these secrets, in their order, by the secret; those that there are."""
+    by_hash = {hash_of(secret): secret for secret in secrets}
+    rows = conn.execute(
+        f"select {_RECOVERY} from recovery where secret_hash = any(%s::bytea[])",  # noqa: S608 - names of columns
+        [list(by_hash)],
+    ).fetchall()
+    found = {bytes(row.secret_hash): row for row in map(_row, rows) if row is not None}
+    return {secret: found[hash_] for hash_, secret in by_hash.items() if hash_ in found}
+
+
 def named(conn: psycopg.Connection, id_: UUID) -> Row | None:
     return _row(conn.execute(f"select {_RECOVERY} from recovery where id = %s", [id_]).fetchone())  # noqa: S608
 

@@ -11,7 +11,7 @@ from enum import Enum
 from django.db import transaction
 
 from caplai.service import notices
-from caplai.service.cooling import COOLING, cooling_until
+from caplai.service.cooling import cooling_until, is_kept
 from caplai.service.credentials import hold_active, lock
 from caplai.store.models import Event, Login
 
@@ -76,11 +76,6 @@ def remove(login: Login, passkey: int, made: Made, delete: Callable[[], object])
         delete()
         _tell(login, REMOVED)
     return Removing.REMOVED
-
-
-def is_kept(made_at: datetime, until: datetime | None) -> bool:
-    """Whether what was made then stays for the 24 hours that end at `until` (`cooling_until`)."""
-    return until is not None and made_at <= until - COOLING
 
 
 def _tell(login: Login, kind: str) -> None:

@@ -245,7 +245,7 @@ def test_a_thief_who_renews_all_the_time_does_not_slip_through(citizen, login, b
     thief = threading.Thread(target=renew, args=[token])
     thief.start()
     while len(renewed) < 5 and thief.is_alive():
-        time.sleep(0.01)
+        time.sleep(0.01)  # the other thread tells by its list alone that it renews
     [there] = [seat for seat in sittings.seats(login, browser.session.row_key) if not seat.here]
     browser.post("/account/devices/end/", {"seat": there.name})
     thief.join()
