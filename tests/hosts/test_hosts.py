@@ -65,7 +65,8 @@ async def story(folder):
             assert world.holder() is not second
             engines[second].mend()
             second.start()
-            await asyncio.sleep(8)  # an engine that meets no database at its start ends by itself
+            # An engine that meets no database at its start ends by itself.
+            assert await until(lambda: world.serves(second), 40)
 
             # The database's host is away for 20 seconds.
             database.cut()

@@ -141,6 +141,12 @@ class World:
         pid = int(engine.split(":")[1])
         return next(part for part in self.parts if part.process.pid == pid)
 
+    def serves(self, part):
+        """Whether that engine or web server has started: it has said so to the others."""
+        with psycopg.connect(self.dsn, autocommit=True) as conn:
+            names = conn.execute("select name from process").fetchall()
+        return any(int(name.split(":")[1]) == part.process.pid for (name,) in names)
+
     async def end_well(self):
         """Load ends, everything settles, and the ledger is right."""
         self.stop.set()
