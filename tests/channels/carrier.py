@@ -33,6 +33,8 @@ class Carrier:
         self.heard = []
         """Every PDU that came, of all connections."""
         self.connections = []
+        self.engine = None
+        """Whom it serves, if a test looks into that one, too."""
         self._news = asyncio.Condition()
 
     async def __aenter__(self):
