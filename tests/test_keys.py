@@ -221,6 +221,7 @@ def test_a_host_that_comes_to_lack_a_key_leaves_its_link_to_one_that_has_it(conn
             one = Host(tmp_path / "one", CAPLAI_LINKS=json.dumps([link]))
             two = Host(tmp_path / "two", like=one, CAPLAI_LINKS=json.dumps([link]))
             with one.running("engine"):
+                await carrier.until(lambda: carrier.binds, 60)
                 await carrier.bound()
                 with two.running("engine"):
                     await until(lambda: conn.execute("select count(*) from process").fetchone()[0] == 2)

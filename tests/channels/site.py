@@ -91,11 +91,11 @@ def web_process(*aggregators, port=0):
     }
     process = subprocess.Popen([sys.executable, "-m", "caplai", "web", "--quiet"], env=environment)
     try:
-        assert processes.wait_for_port("127.0.0.1", port, 20)
+        assert processes.wait_for_port("127.0.0.1", port, 60)
         yield Site(port)
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
 
 
 @pytest.fixture

@@ -28,6 +28,8 @@ async def play(folder):
         await carrier.until(lambda: carrier.binds, 40)
         await carrier.bound()
         await asyncio.gather(engine.ready(), web.ready(), web.ready(port=web.port))
+        # Before, one that is slow to start may have said that it is not ready.
+        seen["web was ready"] = len(web.lines())
         carrier.statuses = [Status.ESME_RTHROTTLED, 0x0471]
         assert await carrier.deliver(f"BH MK {CODE}") == Status.ESME_ROK
         # Throttled, then a status that no specification knows, then taken.
@@ -86,7 +88,8 @@ def a_message_is_followed_by_its_id_through_the_log(story):
     first, second = (ways[key] for key in sorted(ways, key=int))
     # The link hears of a reply when it is committed, and may have submitted it before the decider writes its line.
     replies = [line for line in first if "reply" in line]
-    assert [line["message"] for line in first if line not in replies] == ["accepted", "decided"]
+    # Likewise a decider, of a message: it may write its line before the link does.
+    assert sorted(line["message"] for line in first if line not in replies) == ["accepted", "decided"]
     assert [line["message"] for line in replies] == ["submitted", "settled"] * 3
     assert [line.get("state") for line in first if line["message"] == "settled"] == ["ready", "ready", "sent"]
     assert [line.get("status") for line in first if line["message"] == "settled"] == [
@@ -140,9 +143,8 @@ def the_line_of_a_web_request_has_its_id(story):
 
 
 def no_phone_no_code_and_no_password_is_in_logs_or_metrics(story):
-    assert {line["level"] for line in story["lines"]["web"]} == {"INFO"}, (
-        "a stranger's request is no error of ours"
-    )
+    levels = {line["level"] for line in story["lines"]["web"][story["web was ready"] :]}
+    assert levels == {"INFO"}, "a stranger's request is no error of ours"
     for secret in (CODE, PHONE, "84911222333"):
         assert secret[-7:] not in story["raw"]
     assert story["password"] not in story["raw"]
@@ -186,6 +188,8 @@ def test_a_database_that_goes_away_is_told_within_two_seconds_and_once_and_heals
             await carrier.until(lambda: carrier.binds, 40)
             await carrier.bound()
             await asyncio.gather(engine.ready(), web.ready())
+            # What it said before, at its start, is not about this.
+            at_first = {process: len(process.lines()) for process in (engine, web)}
             await door.shut()
             for process, port in ((engine, None), (web, None), (web, web.port)):
                 body, took = await process.ready(False, port=port)
@@ -215,11 +219,12 @@ def test_a_database_that_goes_away_is_told_within_two_seconds_and_once_and_heals
             await door.open()
             await asyncio.gather(engine.ready(), web.ready(), *stuck, return_exceptions=True)
             await web.ready(port=web.port)
-        return engine, web
+        return engine, web, at_first
 
-    engine, web = asyncio.run(scenario())
+    engine, web, at_first = asyncio.run(scenario())
     for process in (engine, web):
-        said = [line["message"] for line in process.lines() if line["logger"] == "caplai.health"]
+        lines = process.lines()[at_first[process] :]
+        said = [line["message"] for line in lines if line["logger"] == "caplai.health"]
         assert [bool(message.startswith("not ready: the database")) for message in said] == [
             True,
             False,
@@ -234,6 +239,7 @@ def test_a_database_that_goes_away_is_told_within_two_seconds_and_once_and_heals
 def test_a_port_that_is_taken_is_a_warning_and_the_engine_goes_on(conn, lan, tmp_path):
     async def scenario():
         async with Carrier() as carrier, running(tmp_path, "engine", smpp_port=carrier.port) as (_, engine):
+            await carrier.until(lambda: carrier.binds, 40)
             await carrier.bound()
             taken = {"CAPLAI_WATCH__ENGINE_PORT": str(engine.watch)}
             async with running(tmp_path, "engine", smpp_port=carrier.port, **taken) as (_, second):
@@ -243,7 +249,7 @@ def test_a_port_that_is_taken_is_a_warning_and_the_engine_goes_on(conn, lan, tmp
                 [line] = [line for line in second.lines() if "cannot listen" in line["message"]]
                 assert line["level"] == "WARNING" and str(engine.watch) in line["message"]
                 engine.end()
-                await carrier.until(lambda: len(carrier.binds) == 2, 10)
+                await carrier.until(lambda: len(carrier.binds) == 2, 30)
                 await carrier.bound()
                 assert await carrier.deliver(f"BH MK {CODE}") == Status.ESME_ROK
 
