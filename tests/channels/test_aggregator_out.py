@@ -192,7 +192,7 @@ def test_json_is_signed_as_the_webhook_is(play):
 
 def test_a_refusal_for_now_and_a_silence_bring_the_identical_message_again(play):
     async def scenario(upstream, store, come):
-        upstream.answers = [(302, {"Location": "/elsewhere"}), 1.0]
+        upstream.answers = [(302, {"Location": "/elsewhere"}), 3.0]
         await come()
         for attempt in (1, 2):
             await upstream.requested(attempt)
@@ -203,7 +203,7 @@ def test_a_refusal_for_now_and_a_silence_bring_the_identical_message_again(play)
         assert len({body for _, body in requests}) == 1
         assert len({request.headers["Idempotency-Key"] for request, _ in requests}) == 1
 
-    play(scenario, timeout=0.3)
+    play(scenario, timeout=1.0)
 
 
 def test_a_reply_can_be_followed_and_is_counted(play, caplog):

@@ -302,7 +302,7 @@ def test_only_the_part_that_was_not_taken_is_sent_again(scenario, conn, refusal)
         assert joined([first, again, last])[0] == LONG
         await settled(conn, [("sent", 2)])
 
-    scenario(play, submit_timeout=0.5, receipts=True)
+    scenario(play, submit_timeout=2.0, receipts=True)
     assert conn.execute("select status, message_id from outbox").fetchall() == [(0, "3")]
 
 

@@ -306,7 +306,7 @@ def test_a_link_is_tried_out_at_onboarding(transactional_db: None) -> None:
                     link,
                     "BH",
                     findings.append,
-                    timeout=1.0,
+                    timeout=1.5,
                     word="BH THU 77",
                     statuses=[Status.ESME_RX_T_APPN],
                     send_to=PHONE,
@@ -318,8 +318,8 @@ def test_a_link_is_tried_out_at_onboarding(transactional_db: None) -> None:
                 "BH THU 77 1/2",
                 "BH THU 77 2/2",
             ]
-            await until(lambda: any('text "BH THU 771"' in finding.says for finding in findings))
             other = await node.ask(session, "deliver_sm", **FROM_PHONE, short_message="BH MK 0123456789")
+            await until(lambda: any('text "BH THU 771"' in finding.says for finding in findings))
             asked = await node.ask(session, "deliver_sm", **FROM_PHONE, short_message="bh thu 77 1")
             assert other["command_status"] == Status.ESME_RSYSERR
             assert asked["command_status"] == Status.ESME_RX_T_APPN
