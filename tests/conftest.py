@@ -1,7 +1,6 @@
 """What several rooms' tests share: accounts, rules, and connections of their own."""
 
-import os
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 
 import psycopg
 import pytest
@@ -34,17 +33,6 @@ def _empty_the_tables(self: TransactionTestCase) -> None:
 
 
 TransactionTestCase._fixture_teardown = _empty_the_tables
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """.ci/run installs every peer, so one that is missing there is a failure and no reason to skip."""
-    report = yield
-    if report.skipped and os.environ.get("CI") and item.get_closest_marker("peer"):
-        assert isinstance(report.longrepr, tuple)
-        report.outcome = "failed"
-        report.longrepr = f"CI must not skip this: {report.longrepr[2]}"
-    return report
 
 
 @pytest.fixture

@@ -69,21 +69,5 @@ class _Spread(LoadScopeScheduling):
         return file if file in WHOLE else nodeid
 
 
-_ours: list[str] = []
-
-
-def pytest_internalerror(excrepr: object) -> None:
-    _ours.append(str(excrepr))
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_unconfigure(config: pytest.Config) -> None:
-    """An error of pytest's own in one process is followed by xdist's about it, and what is kept of CI's output may be
-    its end: the first one once more, as the last thing that is said.
-    """
-    if _ours and not hasattr(config, "workerinput"):
-        print("The first internal error ended so:", *_ours[0].splitlines()[-25:], sep="\n")
-
-
 for _path in {*WHOLE, *LONG, *LAST}:
     assert list(Path(__file__).parent.parent.glob(f"{_path}*")), f"{_path} is not there any more"
