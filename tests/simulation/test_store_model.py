@@ -1,11 +1,13 @@
 """The model of the queues is the queues: what is done to it and to PostgreSQL leaves the same rows.
 
 Several engines take turns; some claim or accept and are heard of no more. Time passes by moving what PostgreSQL has
-into the past. Hypothesis looks for the shortest way to a difference.
+into the past; what passes by itself, for both: a rule is one transaction, whose time the model takes. Hypothesis looks
+for the shortest way to a difference.
 """
 
+import functools
 from collections import Counter
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -14,9 +16,9 @@ from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     precondition,
-    rule,
     run_state_machine_as_test,
 )
+from hypothesis.stateful import rule as plain_rule
 
 from caplai.store import queues
 from caplai.store.queues import Arrival, Settled, Suspect
@@ -51,6 +53,22 @@ def join(coding, parts, total):
     return "+".join(f"{number}{parts[number].decode()}" for number in sorted(parts)) + f"/{total}"
 
 
+def rule(**drawn):
+    """A rule that is done to both at one moment, however slow the machine is."""
+
+    def of(function):
+        @functools.wraps(function)
+        def at_one_moment(self, **values):
+            with self.conn.transaction():
+                [[now]] = self.conn.execute("select now()").fetchall()
+                self.now = now + self.passed
+                function(self, **values)
+
+        return plain_rule(**drawn)(at_one_moment)
+
+    return of
+
+
 class Both(RuleBasedStateMachine):
     """Rules do the same to both; each ends with a comparison."""
 
@@ -59,7 +77,8 @@ class Both(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.model = QueueModel()
-        self.now = datetime(2026, 11, 23, tzinfo=UTC)
+        self.passed = timedelta()
+        """How far the model's clock is before PostgreSQL's."""
         self.sessions = {}
         """Number in the model → id in PostgreSQL."""
         self.stored = []
@@ -116,7 +135,8 @@ class Both(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([3, 20, 61, 100, 601]))
     def time_passes(self, seconds):
-        self.now += timedelta(seconds=seconds)
+        by = timedelta(seconds=seconds)
+        self.passed += by
         for table, columns in {
             "inbox": ["received_at"],
             "segment": ["received_at", "joined_at"],
@@ -124,8 +144,7 @@ class Both(RuleBasedStateMachine):
             "link_session": ["confirmed_at"],
         }.items():
             moved = ", ".join(f"{column} = {column} - %(by)s" for column in columns)
-            self.conn.execute(f"update {table} set {moved}", {"by": timedelta(seconds=seconds)})
-        by = timedelta(seconds=seconds)
+            self.conn.execute(f"update {table} set {moved}", {"by": by})
         self.stored = [(model, real - by) for model, real in self.stored]
 
     @rule(engine=ENGINES)
@@ -143,7 +162,6 @@ class Both(RuleBasedStateMachine):
     def accept(self, data, batch, link, waited):
         number = data.draw(st.sampled_from([*self.sessions]))
         real = queues.accept(self.conn, link, self.sessions[number], batch, join, waited)
-        self.now += timedelta(milliseconds=10)
         model = self.model.accept(self.now, link, number, batch, join, waited)
         assert (len(model.ids), model.known) == (len(real.ids), real.known)
         self.stored.append((model.at, real.at))
@@ -166,17 +184,16 @@ class Both(RuleBasedStateMachine):
 
     @rule(link=st.sampled_from(["link", "link", "other"]))
     def put(self, link):
-        self.now += timedelta(milliseconds=10)
         self.model.put(self.now, link, "84901")
         self.conn.execute(
-            "insert into outbox (kind, wording, link, sender, destination) values ('x', %s, %s, '8079', '84901')",
+            "insert into outbox (created_at, due_at, kind, wording, link, sender, destination)"
+            " values (now(), now(), 'x', %s, %s, '8079', '84901')",
             [self.wording, link],
         )
         self.compare()
 
     @rule(engine=ENGINES, count=st.sampled_from([1, 2, 10]), lease=st.sampled_from([30, 90]))
     def claim(self, engine, count, lease):
-        self.now += timedelta(milliseconds=10)
         wait = timedelta(seconds=lease)
         due = sorted(r.due_at for r in self.model.outbox.values() if r.state in ("ready", "claimed"))
         if count < len(due) and len(set(due)) < len(due):
@@ -200,7 +217,6 @@ class Both(RuleBasedStateMachine):
         """Perhaps long after somebody else has claimed the row, and perhaps twice."""
         engine, id_ = held = data.draw(st.sampled_from(self.held))
         settled = Settled(id_, state, status, "m" if state == "sent" else None, again_in, tried)
-        self.now += timedelta(milliseconds=10)
         for _ in range(1 + twice):
             real = queues.settle_outbox(self.conn, engine, [settled])
             assert self.model.settle_outbox(self.now, engine, [settled]) == real
@@ -211,14 +227,12 @@ class Both(RuleBasedStateMachine):
     @rule()
     def take_over(self):
         queues.release_outbox(self.conn, "link")
-        self.now += timedelta(milliseconds=10)
         self.model.release_outbox(self.now, "link")
         self.compare()
 
     @rule(engine=ENGINES, held=st.sets(st.integers(1, 8)))
     def forget_claims(self, engine, held):
         queues.release_unheld(self.conn, "link", engine, held)
-        self.now += timedelta(milliseconds=10)
         self.model.release_unheld(self.now, "link", engine, held)
         self.compare()
 
