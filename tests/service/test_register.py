@@ -4,6 +4,7 @@ import csv
 import io
 import re
 import threading
+import time
 from contextlib import ExitStack, closing, contextmanager
 from datetime import timedelta
 
@@ -498,8 +499,11 @@ def test_one_that_fails_stops_the_others_and_every_account_is_whole(conn, monkey
     slices = iter(range(4))
 
     def stop(*_):
-        if next(slices) == 3:
-            raise KeyboardInterrupt
+        match next(slices, None):
+            case 3:
+                raise KeyboardInterrupt
+            case None:  # the other one, which is told to stop as soon as somebody has a turn
+                time.sleep(0.1)
 
     with connect() as second, pytest.raises(KeyboardInterrupt):
         bring(conn, many(5_000), beside=[second], stored=stop)
