@@ -609,13 +609,14 @@ def test_a_service_comes_back_from_its_backup(tmp_path):
     old, new = tmp_path / "old", tmp_path / "new"
     for folder in (old, new):
         folder.mkdir()
-    text = f"BH MK {LAN}"
+    # A reply may overtake our answer to its text: the same text once more could be taken for a redelivery.
+    texts = (f"{words} {LAN}" for words in ("BH MK", "Bh Mk", "bh mk"))
     with Carrier(House(tmp_path)) as carrier:
         with service(old, **carrier.environment()) as house:
             with_lan(house)
-            session = choose(house, carrier.password("0327000686", text), CHOSEN)
+            session = choose(house, carrier.password("0327000686", next(texts)), CHOSEN)
             assert is_in(house, session)
-            issued = carrier.password("0327000686", text)
+            issued = carrier.password("0327000686", next(texts))
             assert sign_in(house, issued) == "choose"
             done = house.run("backup", str(tmp_path / "b"), "--keyring", str(new / "keyring.json"))
             assert done.returncode == 0, done.stderr
@@ -637,7 +638,7 @@ def test_a_service_comes_back_from_its_backup(tmp_path):
             assert sign_in(house, issued) is None
             assert sign_in(house, CHOSEN) == "in"
             assert not is_in(house, session)
-            fresh = carrier.password("0327000686", text)
+            fresh = carrier.password("0327000686", next(texts))
             assert fresh != issued
             assert sign_in(house, fresh) == "choose"
 
