@@ -13,7 +13,7 @@ from bench.chaos import plan
 
 pytestmark = [
     pytest.mark.peer,  # CI can make namespaces, and must not skip this
-    pytest.mark.timeout(240),
+    pytest.mark.timeout(420),
     pytest.mark.skipif(_apart.why_not() is not None, reason=_apart.why_not() or ""),
 ]
 
@@ -26,7 +26,7 @@ def chaos(*options):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=220,
+        timeout=400,  # the thirty faults may take 141 s, settling 120 more
     )
     report = json.loads(done.stdout)
     assert report["broken"] == [], report

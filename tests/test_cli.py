@@ -528,7 +528,7 @@ def test_a_web_server_that_is_killed_takes_its_worker_with_it(caplai, tmp_path):
         assert house.page()
         web.kill()
         web.wait()
-        until(lambda: not house.processes(), 5)
+        until(lambda: not house.processes())
         assert free_port("127.0.0.1", house.port) == house.port
 
 
@@ -542,7 +542,7 @@ def test_ctrl_c_in_a_terminal_reaches_the_web_server_and_not_its_worker(caplai, 
         assert house.page()
         assert os.getpgid(worker) == worker
         web.send_signal(signal.SIGINT)
-        web.communicate(timeout=5)
+        web.communicate(timeout=9)  # one that hung would be killed after ten
     assert web.returncode == 0
     assert not house.processes()
 
@@ -578,12 +578,12 @@ def test_up_runs_as_many_engines_as_the_machine_is_to_give(empty_database, tmp_p
     with house.running("up") as up:
         assert wait_for_port("127.0.0.1", house.port, 60)
         for probes in port, port + 10:
-            assert wait_for_port("127.0.0.1", probes, 10)
+            assert wait_for_port("127.0.0.1", probes, 40)
             with urllib.request.urlopen(f"http://127.0.0.1:{probes}/healthz", timeout=10) as answer:
                 assert answer.status == 200
         with psycopg.connect(empty_database) as conn:
             engines = "select count(*) from process where kind = 'engine'"
-            assert until(lambda: conn.execute(engines).fetchone() == (2,), 10)
+            assert until(lambda: conn.execute(engines).fetchone() == (2,), 40)
         up.send_signal(signal.SIGTERM)
         said, _ = up.communicate(timeout=30)
     assert up.returncode == 0, said

@@ -223,7 +223,7 @@ def test_two_commands_at_the_same_moment_initialise_and_start_once(empty: Path) 
 
 def test_a_killed_initdb_is_begun_again(empty: Path) -> None:
     command = Command(empty)
-    while not (empty / "pgdata.new" / "base").exists():  # no event tells of it
+    while not (empty / "pgdata.new").exists():  # no event tells of it
         assert command.process.poll() is None
         time.sleep(0.002)
     command.kill()

@@ -138,7 +138,7 @@ def test_nothing_of_a_killed_child_is_left_when_it_starts_again(children, tmp_pa
         return len(pids.read_text().splitlines()) == 2
 
     until(again)
-    until(lambda: not lives(worker), 1)
+    until(lambda: not lives(worker), 5)
 
 
 def test_a_child_that_does_not_go_is_killed_with_all_that_is_its_own(children, tmp_path):
@@ -147,7 +147,7 @@ def test_a_child_that_does_not_go_is_killed_with_all_that_is_its_own(children, t
     pids = tmp_path / "pids"
     pair = [int(pid) for pid in until(lambda: pids.exists() and pids.read_text().split())]
     children.stop(0.1)
-    until(lambda: not any(map(lives, pair)), 1)
+    until(lambda: not any(map(lives, pair)), 5)
 
 
 def test_who_presses_ctrl_c_again_does_not_wait_for_the_children(children, tmp_path):
@@ -286,7 +286,7 @@ def old_schema(conn):
 @pytest.fixture
 def migrating(monkeypatch):
     """processes.migrate in a thread of its own, with little patience for locks; returns what it raised."""
-    monkeypatch.setattr(processes, "LOCK_PATIENCE", 0.6)
+    monkeypatch.setattr(processes, "LOCK_PATIENCE", 0.3)
 
     def start(patience):
         def run():

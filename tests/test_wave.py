@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.timeout(300)
 
 
 def bench(*arguments):
@@ -20,7 +21,7 @@ def bench(*arguments):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=280,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -29,7 +30,7 @@ def bench(*arguments):
 
 @pytest.mark.slow
 def test_a_wave():
-    report = bench("wave", "--accounts", 5_000, "--rate", 200, "--seconds", 5)
+    report = bench("wave", "--accounts", 5_000, "--rate", 100, "--seconds", 5)
     assert {
         "offered_per_second",
         "completed_per_second",
@@ -40,8 +41,8 @@ def test_a_wave():
         "seconds",
     } <= {*report}
     assert (report["accounts"], report["lost"], report["broken"]) == (5_000, 0, [])
-    assert 100 < report["offered_per_second"] < 300
-    assert report["store"]["stored"] == report["texts"] > 500
+    assert 50 < report["offered_per_second"] < 150
+    assert report["store"]["stored"] == report["texts"] > 250
     assert report["store"]["issued"] > 0.8 * report["texts"]
 
 

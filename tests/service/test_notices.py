@@ -121,6 +121,7 @@ def test_cases_that_take_too_long_are_told_in_smaller_slices(conn, rules, minh, 
         for _ in range(2):
             with pytest.raises(psycopg.errors.QueryCanceled):
                 tell_of_reissues(conn)
+    monkeypatch.setattr(notices, "_PATIENCE", "5s")
     assert Retention.objects.get(name="notices").mark["slice"] == 7.5
     Retention.objects.update(mark=Retention.objects.get().mark | {"slice": 0.01})
     while not tell_of_reissues(conn):
