@@ -158,9 +158,11 @@ class Connection(asyncio.Protocol):
 
         As a rule its answers to what we submit do; on a receiver's bind there are none.
         """
-        if not self.session.bound or self.choked or not self.acknowledged:
+        if not self.session.bound or self.choked:
             return
-        now, oldest = time.monotonic(), self.acknowledged[0][0]
+        now, read = time.monotonic(), self.session.confirmed_at
+        # While a message is doubtful, what was read stays among them.
+        oldest = next((at for at, _ in self.acknowledged if read is None or at >= read), math.inf)
         if now - oldest > ASK_AFTER and self._asked <= oldest:
             self._asked = now
             self.session.enquire(now)

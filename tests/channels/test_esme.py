@@ -190,11 +190,11 @@ def test_on_a_receivers_bind_the_same_text_is_a_new_message_once_a_sign_of_life_
         for _ in range(2):  # the carrier's patience ends: nothing has told us that it read our answer
             assert await carrier.deliver(TEXT) == Status.ESME_ROK
         await carrier.replies(1)
-        assert await carrier.deliver("BH MK 0123456789 a") == Status.ESME_ROK
         monkeypatch.setattr("caplai.channels.connection.ASK_AFTER", 0.0)
-        await surely_read(carrier)  # it answers our enquire_link
-        assert await carrier.deliver("BH MK 0123456789 a") == Status.ESME_ROK
-        await carrier.replies(3)
+        for n in range(2):  # however long the first one, asked for twice, may come once more
+            await surely_read(carrier)  # it answers our enquire_link
+            assert await carrier.deliver("BH MK 0123456789 a") == Status.ESME_ROK
+            await carrier.replies(2 + n)
 
     scenario(play, bind="pair")
     assert outcomes(conn) == ["issued", "joined", "joined"]
