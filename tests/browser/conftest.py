@@ -83,12 +83,24 @@ def chromium(started):
 def launched():
     if CHROMIUM is None:
         pytest.skip("Debian's chromium is not installed")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with pytest.MonkeyPatch.context() as patch, playwright.sync_playwright() as running:
+    api = pytest.importorskip("playwright.sync_api")
+    with pytest.MonkeyPatch.context() as patch, api.sync_playwright() as running:
         patch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "yes")  # playwright keeps a loop in this thread
-        browser = running.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        for clicked in (api.Locator, api.Page):
+            patch.setattr(clicked, "click", _click_and_load(clicked.click))
+        browser = running.chromium.launch(executable_path=CHROMIUM, args=FLAGS, timeout=60_000)
         yield browser
         browser.close()
+
+
+def _click_and_load(click):
+    """Playwright's click waits for a new page to begin. What is read from it next wants the whole of it."""
+
+    def click_and_load(self, *args, **kwargs):
+        click(self, *args, **kwargs)
+        getattr(self, "page", self).wait_for_load_state()
+
+    return click_and_load
 
 
 @pytest.fixture

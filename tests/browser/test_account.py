@@ -6,7 +6,7 @@ import pytest
 
 from tests.browser.conftest import SIZES
 
-pytestmark = [pytest.mark.peer, pytest.mark.slow]
+pytestmark = [pytest.mark.peer, pytest.mark.slow, pytest.mark.timeout(300)]
 
 CHOSEN, CHANGED = "bà ngoại nấu phở", "con mèo trèo cây cau"
 ANDROID = "Mozilla/5.0 (Linux; Android 10; K) AppleWebKit/537.36 Chrome/120.0.0.0 Mobile Safari/537.36"

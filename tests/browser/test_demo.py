@@ -14,7 +14,7 @@ import pytest
 from caplai.demo import _text
 from tests.browser.conftest import SIZES, launched, said_until
 
-pytestmark = pytest.mark.peer
+pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")

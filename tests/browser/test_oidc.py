@@ -60,6 +60,7 @@ def example(transactional_db, live_server, monkeypatch):
         end = time.monotonic() + 10
         while socket.socket().connect_ex(("127.0.0.1", port)) and time.monotonic() < end:
             time.sleep(0.05)
+        assert time.monotonic() < end, "the example does not listen"
         return base
 
     yield start

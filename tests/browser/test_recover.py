@@ -6,7 +6,7 @@ import pytest
 
 from tests.browser.conftest import SIZES
 
-pytestmark = [pytest.mark.peer, pytest.mark.slow]
+pytestmark = [pytest.mark.peer, pytest.mark.slow, pytest.mark.timeout(300)]
 
 WORDS = {
     "vi": {

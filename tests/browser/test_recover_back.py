@@ -125,7 +125,7 @@ def test_an_impatient_second_tap_changes_nothing(page, lan):
     slow.send("Network.enable")
     page.get_by_label("Mã số BHXH").fill(lan.code)
     press(page, "Tiếp tục")
-    limits = {"offline": False, "latency": 500, "downloadThroughput": 20_000, "uploadThroughput": 20_000}
+    limits = {"offline": False, "latency": 1000, "downloadThroughput": 20_000, "uploadThroughput": 20_000}
     slow.send("Network.emulateNetworkConditions", limits)
     sent = []
     page.on("request", lambda request: sent.append(request.url) if request.method == "POST" else None)
