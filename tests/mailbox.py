@@ -71,18 +71,27 @@ def link_in(message: EmailMessage) -> str:
     return re.search(r"http\S+", text_of(message))[0]
 
 
+class _Listener(Controller):
+    """On a port that nobody else can have taken between its choice and its use."""
+
+    def __init__(self, box: Mailbox, **options):
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        super().__init__(box, hostname="127.0.0.1", port=self._socket.getsockname()[1], **options)
+
+    def _create_server(self):
+        return self.loop.create_server(self._factory_invoker, sock=self._socket, ssl=self.ssl_context)
+
+
 @contextmanager
 def running(**options) -> Iterator[tuple[Mailbox, MailServer]]:
     """A server that listens, and the settings by which it is reached."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     box = Mailbox()
-    controller = Controller(box, hostname="127.0.0.1", port=port, **options)
+    controller = _Listener(box, ready_timeout=30, **options)
     controller.start()
     try:
         yield (
             box,
-            MailServer(host="127.0.0.1", port=port, tls="none", sender="caplai@agency.vn", timeout=5),
+            MailServer(host="127.0.0.1", port=controller.port, tls="none", sender="caplai@agency.vn", timeout=30),
         )
     finally:
         controller.stop(no_assert=True)
