@@ -27,13 +27,14 @@ from psycopg.conninfo import make_conninfo
 from caplai import backup, demo
 from caplai.cli import main
 from caplai.local_postgres import installed
-from caplai.processes import free_port, wait_for_port
+from caplai.processes import wait_for_port
 from caplai.service.deliver import compose
 from caplai.service.reissue import reissue_inbox
 from caplai.store import queues
 from caplai.store.db import conninfo
 from caplai.store.keyring import KeyringFile
 from caplai.store.models import Account, Case, Device, Login, TakenOverPassword
+from tests.ports import free_port
 from tests.test_cli import House, until
 
 SERVER = os.environ["CAPLAI_DATABASE_URL"]
@@ -529,7 +530,7 @@ class Carrier:
     """The simulator's SMSC with its virtual phones, as a process beside the service."""
 
     def __init__(self, house):
-        self.smpp, self.http = free_port("127.0.0.1", 0), free_port("127.0.0.1", 0)
+        self.smpp, self.http = free_port(), free_port()
         self.process = house.start("simulator", "--smpp-port", str(self.smpp), "--http-port", str(self.http))
 
     def __enter__(self):

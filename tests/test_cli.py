@@ -19,11 +19,13 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 
+from caplai import processes
 from caplai.cli import BUG, main
 from caplai.local_postgres import LocalPostgres
-from caplai.processes import free_port, wait_for_port
+from caplai.processes import wait_for_port
 from caplai.store.db import conninfo
 from caplai.store.keyring import KeyringFile
+from tests.ports import free_port
 
 # As libpq reads it, the host is the half of a password that holds an @.
 MISREAD = "postgresql://u:a@sekretpw/b@127.0.0.1:1/db"
@@ -244,7 +246,7 @@ def test_doctor_says_what_is_wrong_and_how_to_mend_it(caplai, monkeypatch):
     assert "BAD  links: none is configured" in done.stdout
     for well in ("configuration", "data folder", "keys", "database", "tables", "inbox"):
         assert f"ok   {well}" in done.stdout
-    closed = free_port("127.0.0.1", 0)
+    closed = free_port()
     links = [
         {"name": "viettel", "host": "127.0.0.1", "port": closed},
         {"name": "mobi", "host": f"{'x' * 64}.vn"},  # no label of a name is that long
@@ -343,7 +345,7 @@ class House:
 
     def __init__(self, folder: Path, **settings: str):
         self.folder = folder
-        self.port = free_port("127.0.0.1", 0)
+        self.port = free_port()
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("CAPLAI_")}
         self.environment = {**inherited, "CAPLAI_DATA_DIR": str(folder), "CAPLAI_PORT": str(self.port)}
         self.environment["CAPLAI_DEBUGGABLE"] = "1"  # processes() reads their environments, also as no root
@@ -529,7 +531,7 @@ def test_a_web_server_that_is_killed_takes_its_worker_with_it(caplai, tmp_path):
         web.kill()
         web.wait()
         until(lambda: not house.processes())
-        assert free_port("127.0.0.1", house.port) == house.port
+        assert processes.free_port("127.0.0.1", house.port) == house.port
 
 
 @pytest.mark.slow
@@ -566,7 +568,7 @@ def test_up_ends_when_a_part_of_it_cannot_start(empty_database, tmp_path):
 
 def _is_free(port):
     with contextlib.suppress(OSError):
-        return free_port("127.0.0.1", port) == port
+        return processes.free_port("127.0.0.1", port) == port
     return False
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from django.contrib.auth.hashers import make_password
 
-from caplai.processes import free_port, wait_for_port
+from caplai.processes import wait_for_port
 from caplai.service import keys
 from caplai.signin import hashers
 from caplai.smpp.pdu import Status
@@ -26,6 +26,7 @@ from caplai.store.db import conninfo
 from caplai.store.keyring import KeyringFile
 from caplai.store.models import Account, Login
 from tests.channels.carrier import Carrier
+from tests.ports import free_port
 
 SILENCE = timedelta(seconds=2)
 LEAD = timedelta(seconds=1)
@@ -42,7 +43,7 @@ class Host:
         if like:
             self.copy(like)
         self.keyring.create()
-        self.port = free_port("127.0.0.1", 0)
+        self.port = free_port()
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("CAPLAI_")}
         self.environment = {
             **inherited,

@@ -15,8 +15,9 @@ from django.core.management import call_command
 
 from caplai import processes
 from caplai.local_postgres import LocalPostgres, LocalPostgresError, Status
-from caplai.processes import ChildFailed, Children, Database, Stopped, free_port, stoppable, trouble
+from caplai.processes import ChildFailed, Children, Database, Stopped, stoppable, trouble
 from caplai.store.db import connect
+from tests.ports import free_port
 
 
 def until(condition, seconds=20.0):
@@ -105,13 +106,13 @@ def test_a_child_that_cannot_start_is_a_failure(children):
 def test_a_child_whose_port_never_opens_is_a_failure(children):
     children.start("sleep 60")
     with pytest.raises(ChildFailed, match="nothing listens"):
-        children.wait_for_port("127.0.0.1", free_port("127.0.0.1", 0), 0.2)
+        children.wait_for_port("127.0.0.1", free_port(), 0.2)
 
 
 def test_a_child_that_cannot_start_is_not_waited_for(children):
     children.start("exit 2")
     with pytest.raises(ChildFailed, match="did not start"):
-        children.wait_for_port("127.0.0.1", free_port("127.0.0.1", 0), 60)
+        children.wait_for_port("127.0.0.1", free_port(), 60)
 
 
 @pytest.mark.parametrize("ends", ["kill -9 $$", "exit 0"])
@@ -237,7 +238,7 @@ def test_a_server_that_cannot_start_now_is_tried_again_later_and_said_once(caplo
 )
 def test_what_is_told_of_the_database_s_trouble_holds_no_piece_of_its_address(conninfo):
     with pytest.raises(psycopg.OperationalError) as error:
-        psycopg.connect(conninfo.format(closed=free_port("127.0.0.1", 0)), connect_timeout=2)
+        psycopg.connect(conninfo.format(closed=free_port()), connect_timeout=2)
     said = trouble(error.value)
     assert said
     assert "sekret" not in said and "kret" not in said

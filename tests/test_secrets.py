@@ -26,12 +26,13 @@ from aiosmtpd.controller import Controller
 
 from caplai.domain.issuing import LETTERS
 from caplai.local_postgres import LocalPostgres
-from caplai.processes import free_port, wait_for_port
+from caplai.processes import wait_for_port
 from caplai.simulator import Simulator, SimulatorConfig
 from caplai.simulator.smsc import Rules
 from caplai.store.keyring import KINDS, KeyringFile
 from tests.mailbox import Mailbox, text_of
 from tests.planted import files_under, forms, search
+from tests.ports import free_port
 
 CITIZENS = 20
 COMES_BACK, MAIL = 3, "lan.truong@example.vn"
@@ -68,12 +69,12 @@ class Service:
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
         self.simulator = self.call(Simulator(SimulatorConfig(rules=Rules(retries=100))).__aenter__())
-        self.port = free_port("127.0.0.1", 0)
-        self.watched = {"engine": free_port("127.0.0.1", 0), "web": free_port("127.0.0.1", 0)}
+        self.port = free_port()
+        self.watched = {"engine": free_port(), "web": free_port()}
         self.send_url = http.server.ThreadingHTTPServer(("127.0.0.1", 0), SendUrl)
         threading.Thread(target=self.send_url.serve_forever, daemon=True).start()
         self.mailbox = Mailbox()
-        self.mailserver = Controller(self.mailbox, hostname="127.0.0.1", port=free_port("127.0.0.1", 0))
+        self.mailserver = Controller(self.mailbox, hostname="127.0.0.1", port=free_port())
         self.mailserver.start()
         self.aggregator_secret = "Gieo2Chuoi3De4Tim5"
         self.send_secret = "Mat6Ma7Cua8Cong9"

@@ -20,6 +20,7 @@ import caplai
 from caplai.portal.oidc import clients
 from caplai.store.models import Sitting
 from tests.portal.oidc.conftest import signing_key
+from tests.ports import free_port
 from tests.signin.conftest import CHOSEN, citizen, login, open_case, sign_in
 
 __all__ = ["citizen", "login", "open_case", "signing_key"]
@@ -36,9 +37,7 @@ def example(transactional_db, live_server, monkeypatch):
     running = []
 
     def start(**registration) -> str:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         base = f"http://127.0.0.1:{port}"
         registration = {"post_logout_uris": [f"{base}/"]} | registration
         client, secret = clients.add("Phòng khám Hòa Bình", [f"{base}/back"], ["phone"], **registration)

@@ -19,6 +19,7 @@ from caplai import processes, wiring
 from caplai.channels.aggregator_in import SIGNATURE_HEADER, TIMESTAMP_HEADER, sign
 from caplai.channels.aggregators import Aggregator
 from caplai.store.db import conninfo
+from tests.ports import free_port
 
 LAN, PHONE = "0123456789", "84327000686"
 SECRET = "k" * 16
@@ -81,7 +82,7 @@ def kannel_url(text="BH MK " + LAN, name="vnpt", secret=SECRET, raw="", **parame
 @contextmanager
 def web_process(*aggregators, port=0):
     """`caplai web`, a process of its own, on the test's database."""
-    port = processes.free_port("127.0.0.1", port)
+    port = port or free_port()
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("CAPLAI_")},
         "CAPLAI_DATABASE_URL": conninfo(),

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 from django.conf import settings
 
-from caplai.processes import free_port
 from caplai.store.db import conninfo
+from tests.ports import free_port
 
 REQUESTS = 1500
 PATHS = [
@@ -179,7 +179,7 @@ def resident(pid):
 
 @pytest.fixture
 def web(transactional_db, tmp_path):
-    port = free_port("127.0.0.1", 0)
+    port = free_port()
     if not settings.KEYRING.read().get("oidc"):
         settings.KEYRING.add("oidc")  # without one a client hears 503
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CAPLAI_")} | {

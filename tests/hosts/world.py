@@ -19,6 +19,7 @@ from caplai import processes
 from caplai.simulator import Simulator, SimulatorConfig
 from caplai.simulator.smsc import Rules
 from caplai.store.keyring import KeyringFile
+from tests.ports import free_port
 
 CITIZENS = 10_000
 # A carrier that keeps what nobody takes, tries again soon, and notices a peer that is gone.
@@ -105,13 +106,13 @@ class World:
 
     def web(self, name, host=None, tree=None):
         address = host.address if host else "127.0.0.1"
-        port = 8000 if host else processes.free_port(address, 0)
+        port = 8000 if host else free_port()
         self.urls.append(processes.url(address, port))
         return self._part(name, ["web"], {"CAPLAI_ADDRESS": address, "CAPLAI_PORT": str(port)}, host, tree)
 
     def up(self):
         """`caplai up`, with the embedded database in the data folder."""
-        port = processes.free_port("127.0.0.1", 0)
+        port = free_port()
         self.urls.append(processes.url("127.0.0.1", port))
         del self.environment["CAPLAI_DATABASE_URL"]
         return self._part("up", ["up"], {"CAPLAI_PORT": str(port)}, None, None)

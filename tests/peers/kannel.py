@@ -4,15 +4,15 @@ import asyncio
 import os
 import re
 import shutil
-import socket
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import aiohttp
 import pytest
+
+from tests.ports import free_port
 
 WAIT = 15.0
 """Seconds for anything to happen: a limit, no expectation."""
@@ -268,12 +268,8 @@ class Fakesmsc:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago; Kannel takes no port 0."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+    """Kannel takes no port 0."""
+    return [free_port() for _ in range(count)]
 
 
 async def _listens(port: int) -> bool:

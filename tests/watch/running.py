@@ -13,8 +13,8 @@ from contextlib import asynccontextmanager, suppress
 from django.conf import settings
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from caplai.processes import free_port
 from caplai.store.db import conninfo
+from tests.ports import free_port
 
 
 class DatabaseDoor:
@@ -25,7 +25,7 @@ class DatabaseDoor:
     def __init__(self):
         parts = conninfo_to_dict(conninfo())
         self._host, self._port = parts["host"], parts.get("port", 5432)
-        self.port = free_port("127.0.0.1", 0)
+        self.port = free_port()
         self.conninfo = make_conninfo(
             **{**parts, "host": "127.0.0.1", "port": self.port, "sslmode": "disable"}
         )
@@ -78,8 +78,8 @@ class Process:
     def __init__(self, name, folder, environment, **variables):
         self.log = folder / f"{name}-{time.monotonic_ns()}.log"
         ports = {"engine": "ENGINE_PORT", "web": "WEB_PORT"}
-        self.watch = free_port("127.0.0.1", 0)
-        self.port = free_port("127.0.0.1", 0)
+        self.watch = free_port()
+        self.port = free_port()
         own = {f"CAPLAI_WATCH__{ports[name]}": str(self.watch), "CAPLAI_PORT": str(self.port)}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(

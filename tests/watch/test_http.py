@@ -7,10 +7,10 @@ import pytest
 from django.test import Client
 
 from caplai import health
-from caplai.processes import free_port
 from caplai.store.keyring import KeyringFile
 from caplai.watch import metrics
 from caplai.watch.listener import Listener
+from tests.ports import free_port
 from tests.watch.running import fetch
 
 
@@ -107,7 +107,7 @@ def test_a_scrape_alone_tells_whether_the_process_is_ready(conn, settings):
     """Nobody else need ask: no load balancer probes an engine."""
 
     async def scraped():
-        port, health_ = free_port("127.0.0.1", 0), health.Health(settings.KEYRING)
+        port, health_ = free_port(), health.Health(settings.KEYRING)
         listener = Listener("127.0.0.1", port, lambda: asyncio.to_thread(health_.problems))
         await listener.start()
         try:
