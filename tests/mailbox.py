@@ -91,7 +91,9 @@ def running(**options) -> Iterator[tuple[Mailbox, MailServer]]:
     try:
         yield (
             box,
-            MailServer(host="127.0.0.1", port=controller.port, tls="none", sender="caplai@agency.vn", timeout=30),
+            MailServer(
+                host="127.0.0.1", port=controller.port, tls="none", sender="caplai@agency.vn", timeout=30
+            ),
         )
     finally:
         controller.stop(no_assert=True)
