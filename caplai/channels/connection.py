@@ -1,6 +1,7 @@
 """One TCP connection to an SMSC: carries the session's bytes between the socket and the clock."""
 
 import asyncio
+import bisect
 import math
 import time
 from collections import deque
@@ -161,8 +162,11 @@ class Connection(asyncio.Protocol):
         if not self.session.bound or self.choked:
             return
         now, read = time.monotonic(), self.session.confirmed_at
-        # While a message is doubtful, what was read stays among them.
-        oldest = next((at for at, _ in self.acknowledged if read is None or at >= read), math.inf)
+        # While a message is doubtful, what was read stays among them: many, on a busy link.
+        unread = 0 if read is None else bisect.bisect_left(self.acknowledged, read, key=lambda one: one[0])
+        if unread == len(self.acknowledged):
+            return
+        oldest = self.acknowledged[unread][0]
         if now - oldest > ASK_AFTER and self._asked <= oldest:
             self._asked = now
             self.session.enquire(now)
