@@ -5,6 +5,7 @@ import logging
 import os
 import secrets
 import select
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -61,7 +62,7 @@ class Presence:
         self._active: Mapping[str, str] = {}
         self._standing: frozenset[str] = frozenset()
         self._ending = threading.Event()
-        self._waker = os.pipe()
+        self._waker = socket.socketpair()
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
@@ -75,13 +76,15 @@ class Presence:
     def stop(self) -> None:
         """Say that we end."""
         self._ending.set()
-        os.write(self._waker[1], b".")
+        self._waker[1].send(b".")
         for thread in self._threads:
             thread.join(5.0)
         with contextlib.suppress(psycopg.Error):  # then our silence says it
             if self._connection is not None:
                 agreement.goodbye(self._connection, self.name)
         self._disconnect()
+        for end in self._waker:
+            end.close()
 
     def _spawn(self, work: Callable[..., None], *arguments: timedelta) -> None:
         thread = threading.Thread(target=work, args=arguments, name=f"keys {work.__name__}", daemon=True)

@@ -1,6 +1,7 @@
 """The life of keys: several hosts with keyrings of their own, on one database."""
 
 import dataclasses
+import gc
 import json
 import os
 import resource
@@ -491,6 +492,14 @@ def test_a_process_takes_up_a_rotation_by_itself_and_says_goodbye(hosts, conn):
             lambda: KeyringFile(one.path).first("issuing") == new
         )  # it starts with it where nothing is known
     assert conn.execute("select count(*) from process").fetchone() == (0,)
+
+
+def test_of_a_process_that_ended_nothing_stays_open(hosts, conn):
+    gc.collect()
+    before = {*os.listdir("/proc/self/fd")}
+    with (process := Living(hosts[0])):
+        pass
+    assert {*os.listdir("/proc/self/fd")} <= before, process
 
 
 def test_a_process_with_a_thousand_connections_goes_on_hearing(hosts, conn):
