@@ -357,12 +357,15 @@ def test_a_statement_that_takes_long_under_a_lock_is_stopped(old_schema, migrati
 
 
 def test_an_index_that_is_built_beside_the_service_may_take_its_time(old_schema, migrating, monkeypatch):
-    monkeypatch.setattr(processes, "STATEMENT_PATIENCE", 0.5)
+    monkeypatch.setattr(processes, "STATEMENT_PATIENCE", 1.0)
     call_command("migrate", "store", "0002", verbosity=0)
     # Whoever builds one waits for every transaction that is older.
     old_schema.execute("begin isolation level repeatable read; select from account limit 1")
     thread, said = migrating(30)
-    time.sleep(1.5)
+    with connect() as other:
+        building = "select from pg_stat_activity where query ilike 'create%%index concurrently%%' and state = 'active'"
+        building += " and clock_timestamp() - query_start > interval '1.3 s'"
+        until(lambda: other.execute(building, []).fetchone() is not None)
     assert thread.is_alive()
     old_schema.execute("rollback")
     thread.join(30)
