@@ -5,7 +5,6 @@ import logging
 import os
 import secrets
 import select
-import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -62,7 +61,7 @@ class Presence:
         self._active: Mapping[str, str] = {}
         self._standing: frozenset[str] = frozenset()
         self._ending = threading.Event()
-        self._waker = socket.socketpair()
+        self._waker = os.pipe()
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
@@ -74,17 +73,18 @@ class Presence:
             self._spawn(self._destroy, self._session_age)
 
     def stop(self) -> None:
-        """Say that we end."""
+        """Say that we end. Once."""
         self._ending.set()
-        self._waker[1].send(b".")
+        os.write(self._waker[1], b".")
         for thread in self._threads:
             thread.join(5.0)
         with contextlib.suppress(psycopg.Error):  # then our silence says it
             if self._connection is not None:
                 agreement.goodbye(self._connection, self.name)
         self._disconnect()
-        for end in self._waker:
-            end.close()
+        if not any(thread.is_alive() for thread in self._threads):
+            for end in self._waker:
+                os.close(end)
 
     def _spawn(self, work: Callable[..., None], *arguments: timedelta) -> None:
         thread = threading.Thread(target=work, args=arguments, name=f"keys {work.__name__}", daemon=True)
