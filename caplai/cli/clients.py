@@ -1,5 +1,8 @@
 """`caplai` clients: add, change, list, remove, rotate-secret."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import click
@@ -8,6 +11,8 @@ from caplai.cli.group import WRONG_USE, Failure, load_config, main, ready
 
 if TYPE_CHECKING:
     from allauth.idp.oidc.models import Client
+
+    from caplai.config import Config
 
 
 @main.group()
@@ -48,25 +53,21 @@ def clients_add(
     """
     config = load_config()
     keyring = config.open_keyring()
-    with ready(config):
-        from caplai.portal.oidc import clients
+    with _registry(config, WRONG_USE) as registry:
         from caplai.service.keys import rotate
         from caplai.store.db import connect
         from caplai.store.keyring import SIGNING
 
-        try:
-            client, secret = clients.add(
-                name,
-                redirect_uris,
-                scopes,
-                post_logout_uris=post_logout_uris,
-                public=public,
-                trusted=trusted,
-                introspects=introspects,
-                sector=sector,
-            )
-        except clients.Refused as refused:
-            raise Failure(str(refused), WRONG_USE) from None
+        client, secret = registry.add(
+            name,
+            redirect_uris,
+            scopes,
+            post_logout_uris=post_logout_uris,
+            public=public,
+            trusted=trusted,
+            introspects=introspects,
+            sector=sector,
+        )
         click.echo(f"client_id      {client.id}")
         if secret is not None:
             click.echo(f"client_secret  {secret}")
@@ -116,31 +117,23 @@ def clients_change(
     """
     if name is None and sector is None and not (redirect_uris or scopes or post_logout_uris):
         raise Failure("Say what to change: --name, --redirect-uri, --scope, --post-logout-uri.", WRONG_USE)
-    with ready(load_config()):
-        from caplai.portal.oidc import clients
-
-        try:
-            _show(
-                clients.change(
-                    client_id,
-                    name=name,
-                    redirect_uris=redirect_uris,
-                    scopes=scopes,
-                    post_logout_uris=post_logout_uris,
-                    sector=sector,
-                )
-            )
-        except clients.Refused as refused:
-            raise Failure(str(refused), WRONG_USE) from None
+    with _registry(load_config(), WRONG_USE) as registry:
+        client = registry.change(
+            client_id,
+            name=name,
+            redirect_uris=redirect_uris,
+            scopes=scopes,
+            post_logout_uris=post_logout_uris,
+            sector=sector,
+        )
+        _show(client)
 
 
 @clients.command("list")
 def clients_list() -> None:
     """Show the clients: what each may ask for, and where it sends people back to."""
-    with ready(load_config()):
-        from caplai.portal.oidc import clients
-
-        for client in clients.every():
+    with _registry(load_config()) as registry:
+        for client in registry.every():
             _show(client)
 
 
@@ -148,26 +141,30 @@ def clients_list() -> None:
 @click.argument("client_id")
 def clients_remove(client_id: str) -> None:
     """Remove a client, with every code and token that it has."""
-    with ready(load_config()):
-        from caplai.portal.oidc import clients
-
-        try:
-            click.echo(f"{clients.remove(client_id)} is removed; its tokens have ended.")
-        except clients.Refused as refused:
-            raise Failure(str(refused)) from None
+    with _registry(load_config()) as registry:
+        click.echo(f"{registry.remove(client_id)} is removed; its tokens have ended.")
 
 
 @clients.command("rotate-secret")
 @click.argument("client_id")
 def clients_rotate_secret(client_id: str) -> None:
     """Give a client a new secret; the old one ends at once, its tokens live on."""
-    with ready(load_config()):
+    with _registry(load_config()) as registry:
+        click.echo(f"client_secret  {registry.rotate_secret(client_id)}")
+
+
+@contextmanager
+def _registry(config: "Config", status: int = 1) -> Iterator[ModuleType]:
+    """Inside: the database is ready; yields what keeps the clients. What that refuses ends us with its words and this
+    status.
+    """
+    with ready(config):
         from caplai.portal.oidc import clients
 
         try:
-            click.echo(f"client_secret  {clients.rotate_secret(client_id)}")
+            yield clients
         except clients.Refused as refused:
-            raise Failure(str(refused)) from None
+            raise Failure(str(refused), status) from None
 
 
 def _show(client: "Client") -> None:
