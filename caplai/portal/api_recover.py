@@ -15,8 +15,10 @@ from caplai.domain.otp import Channel, Sending
 from caplai.portal import recover
 from caplai.portal.recover import LinkForm, OtpForm, SendForm, asker
 from caplai.portal.recover_said import say_decided, say_not_sent, say_over
-from caplai.service import forgotten
-from caplai.service.forgotten import Asked, Came, Proof, Standing
+from caplai.service import forgotten, forgotten_proof
+from caplai.service.forgotten import Asked, Standing
+from caplai.service.forgotten_came import Came
+from caplai.service.forgotten_proof import Proof
 from caplai.signin.adapter import put_off
 from caplai.signin.answers import Time, shape
 from caplai.signin.api import Endpoint
@@ -176,7 +178,7 @@ class Otp(Endpoint):
 
     def post(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
         rules, secret = recover.rules(), _named(request, self.input)
-        found = forgotten.prove(secret, self.input.cleaned_data["otp"], asker(request), rules=rules)
+        found = forgotten_proof.prove(secret, self.input.cleaned_data["otp"], asker(request), rules=rules)
         if found.proof is Proof.DONE:
             if (response := recover.choose(request, found)) is not None:
                 return AuthenticationResponse.from_response(request, response)
@@ -203,7 +205,7 @@ class FromLink(Endpoint):
     answers: ClassVar = {"POST": RecoveryByLink}
 
     def post(self, request: HttpRequest, *args, **kwargs) -> HttpResponse:
-        found = forgotten.prove_link(
+        found = forgotten_proof.prove_link(
             self.input.cleaned_data["token"],
             asker(request),
             rules=recover.rules(),

@@ -37,8 +37,11 @@ from caplai.domain.policy import Outcome
 from caplai.domain.replies import bind_to_origin, prepare
 from caplai.portal.forms import OneTimeInput
 from caplai.portal.recover_said import Said, clock, say_decided, say_not_sent, say_over
-from caplai.service import forgotten
-from caplai.service.forgotten import Asked, Asker, Came, Proof, Proved, Rules
+from caplai.service import forgotten, forgotten_proof
+from caplai.service.forgotten import Asked
+from caplai.service.forgotten_came import Came
+from caplai.service.forgotten_facts import Asker, Rules
+from caplai.service.forgotten_proof import Proof, Proved
 from caplai.signin import backend
 from caplai.signin.adapter import put_off
 from caplai.signin.context import how_to_get_a_password
@@ -321,7 +324,9 @@ class Otp(FormView):
         return response
 
     def form_valid(self, form: OtpForm) -> HttpResponse:
-        found = forgotten.prove(self.secret, form.cleaned_data["otp"], asker(self.request), rules=rules())
+        found = forgotten_proof.prove(
+            self.secret, form.cleaned_data["otp"], asker(self.request), rules=rules()
+        )
         if found.proof is Proof.DONE and (response := choose(self.request, found)) is not None:
             return response
         if found.proof in (Proof.DONE, Proof.OVER):  # perhaps proved by the first of two clicks
@@ -360,7 +365,7 @@ class FromLink(FormView):
 
     def form_valid(self, form: LinkForm) -> HttpResponse:
         kept = Kept.of(self.request)
-        found = forgotten.prove_link(
+        found = forgotten_proof.prove_link(
             form.cleaned_data["token"], asker(self.request), rules=rules(), kept=kept.requests
         )
         if found.proof is Proof.DONE and (response := choose(self.request, found)) is not None:

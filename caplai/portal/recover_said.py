@@ -8,7 +8,7 @@ from django.utils.translation import gettext_lazy as _
 
 from caplai.domain.otp import Sending
 from caplai.domain.policy import GRANTED, Outcome
-from caplai.service.forgotten import Came
+from caplai.service.forgotten_came import Came
 
 
 @dataclass(frozen=True)

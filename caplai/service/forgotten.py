@@ -1,8 +1,8 @@
-"""A forgotten password, by page and app: ask for a one-time code (OTP), have it sent again, prove it.
+"""A forgotten password, by page and app: ask for a one-time code (OTP), have it sent again, look how it stands.
 
-The proof ends in the one `reissue` behind every door, with the limits of the channel `web`. Before it nobody learns
-anything about an account: for a code that nobody has, and for one that no OTP can be sent for, each verb runs the same
-statements in the same order, writes the same rows but for the message, and returns the same.
+The proof (forgotten_proof.py) ends in the one `reissue` behind every door, with the limits of the channel `web`. Before
+it nobody learns anything about an account: for a code that nobody has, and for one that no OTP can be sent for, each
+verb runs the same statements in the same order, writes the same rows but for the message, and returns the same.
 
 Each verb is one transaction of Django's connection. Subjects are locked before anything is counted (locks.py): the
 code, the phone, the network and its neighbourhood; and last, where a text would go out, the site for what it may send
@@ -11,24 +11,20 @@ in an hour (forgotten_facts.py). The OTP itself is in no table (domain/otp.py).
 
 import logging
 import secrets
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from enum import Enum
-from typing import Any
 from uuid import UUID
 
 import psycopg
-from django.db import connection, transaction
 
 from caplai.domain import msisdn, otp
 from caplai.domain.issuing import new_case_ids
 from caplai.domain.otp import Budget, Channel, Sending
-from caplai.domain.policy import GRANTED, Outcome
-from caplai.service import credentials, forgotten_mail
+from caplai.domain.policy import Outcome
+from caplai.service import forgotten_mail
 from caplai.service.addresses import Confirmed
-from caplai.service.forgotten_came import Came, came_of, request_for
+from caplai.service.forgotten_came import Came, came_of
 from caplai.service.forgotten_facts import (
     LINKED,
     PROVED,
@@ -42,14 +38,14 @@ from caplai.service.forgotten_facts import (
     gather_facts,
     gather_site,
     hash_of,
+    insist_on_keys,
     lock,
+    lock_request,
     look_up,
     named,
+    one_transaction,
 )
-from caplai.service.reissue import reissue
 from caplai.store import queues
-from caplai.store.keyring import KeyringError
-from caplai.store.models import Login
 from caplai.watch import metrics
 
 log = logging.getLogger(__name__)
@@ -60,21 +56,6 @@ _ALARM_LASTS = timedelta(hours=1)
 
 for _each in (*Sending, *(f"{Sending.BUSY}_{budget}" for budget in otp.ALARMING)):
     metrics.otps.labels(str(_each))
-
-
-class Proof(Enum):
-    """What `prove` found."""
-
-    DONE = "done"
-    """The OTP was right; `came` says what of it."""
-    WRONG = "wrong"
-    """Not the OTP, for whatever reason; `tries` are left."""
-    OVER = "over"
-    """The request has ended: too late, too many tries, proved before, or another one stands in its place."""
-    THROTTLED = "throttled"
-    """Nothing was looked at and nothing counted; `retry_at` says when it will be."""
-    TRY_AGAIN = "try_again"
-    """This host lacks a key, or the account's phone changed at this very moment; nothing was counted."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -108,18 +89,6 @@ class Standing:
     """None until it is proved here."""
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Proved:
-    """An outcome with what belongs to it. `login` and `case_id`: to choose a password on the spot."""
-
-    proof: Proof
-    came: Came | None = None
-    tries: int = 0
-    retry_at: datetime | None = None
-    login: Login | None = None
-    case_id: UUID | None = None
-
-
 def ask(
     code: str,
     asker: Asker,
@@ -137,8 +106,8 @@ def ask(
     A `secret` that no request has had yet becomes the new one's: so of a form that was sent twice at once, both find
     the same request.
     """
-    _insist_on_keys(rules)
-    with _transaction() as conn:
+    insist_on_keys(rules)
+    with one_transaction() as conn:
         now, phone = look_up(conn, code)
         lock(conn, code, phone, asker)
         mine = [each for each in (secret, *others) if each is not None]
@@ -151,9 +120,7 @@ def ask(
         facts = gather_facts(conn, code, asker, rules, channel, mine)
         sending = _decide(conn, facts, rules, channel)
         if sending is not Sending.SENT:
-            if sending is not Sending.TOO_MANY:
-                return Asked(sending)
-            return Asked(sending, retry_at=free_again(conn, code, asker, channel, facts, rules.budgets, mine))
+            return _not_sent(conn, sending, code, channel, facts, asker, rules, mine)
         secret = secret or new_secret()
         id_ = next(new_case_ids())
         phone, addresses = _recipients(facts, code, rules, channel)
@@ -194,17 +161,12 @@ def again(secret: str | None, asker: Asker, *, rules: Rules) -> Asked:
     """Send the OTP of this browser's request again: the same one. Nothing before the pause is over, or beyond what one
     request may; `sending` None: there is no such request, or it is over.
     """
-    _insist_on_keys(rules)
-    with _transaction() as conn:
-        row = find(conn, secret)
-        if row is None:
+    insist_on_keys(rules)
+    with one_transaction() as conn:
+        locked = lock_request(conn, lambda: find(conn, secret), asker)
+        if locked is None or not locked.row.seems_alive(locked.now):
             return Asked(None)
-        now, phone = look_up(conn, row.code)
-        lock(conn, row.code, phone, asker)
-        row = find(conn, secret)
-        if row is None or not row.seems_alive(now):
-            return Asked(None)
-        return _again(conn, row, asker, rules)
+        return _again(conn, locked.row, asker, rules)
 
 
 def look(secret: str | None, *, rules: Rules) -> Standing | None:
@@ -213,7 +175,7 @@ def look(secret: str | None, *, rules: Rules) -> Standing | None:
     What was decided is told of a proof in this browser only. Of one by the link of an e-mail in another browser nothing
     shows: whoever asks with somebody else's code would learn that the account exists, and what became of it.
     """
-    with _transaction() as conn:
+    with one_transaction() as conn:
         row = find(conn, secret)
         if row is None:
             return None
@@ -231,73 +193,6 @@ def look(secret: str | None, *, rules: Rules) -> Standing | None:
         over=not alive,
         came=came,
     )
-
-
-def prove(secret: str | None, typed: str, asker: Asker, *, rules: Rules) -> Proved:
-    """Try an OTP. The right one re-issues, in this transaction; a wrong one counts against request, account, network.
-
-    Once the guesses at an account are used up no six digits open it, neither a password's nor an OTP's
-    (service.md, Guesses): then this says WRONG, and only the short code helps.
-    """
-    _insist_on_keys(rules)
-    with _transaction() as conn:
-        row = find(conn, secret)
-        if row is None:
-            return Proved(Proof.OVER)
-        _, phone = look_up(conn, row.code)
-        # reissue() takes those of account and phone again: all of them before the network's, as everybody does. So a
-        # phone that changed before they were taken is not locked now, but at the next try.
-        lock(conn, row.code, phone, asker)
-        row = find(conn, secret)
-        assert row is not None
-        facts = gather_facts(conn, row.code, asker, rules, row.channel)
-        if not (row.seems_alive(facts.now) or _is_open_to_its_digits(conn, row, facts, rules)):
-            return Proved(Proof.OVER)
-        if facts.phone != phone:
-            return Proved(Proof.TRY_AGAIN)
-        if until := _throttled_until(facts, rules):
-            return Proved(Proof.THROTTLED, retry_at=until)
-        key = rules.signin.issuing.get(row.key)
-        if key is None:
-            return Proved(Proof.TRY_AGAIN)
-        right = otp.matches(key, otp.Inputs(row.version, row.id, row.code), typed)
-        if not (_is_theirs(row, facts) and facts.is_reachable(rules) and right):
-            return _count_wrong(conn, row, facts, asker)
-        if row.ended_as == LINKED and not _is_open_to_its_link(conn, row, facts):
-            return Proved(Proof.OVER)  # used up by the link, and only who has the digits hears so
-        return _reissue(conn, row, facts, rules, PROVED)
-
-
-def prove_link(token: str, asker: Asker, *, rules: Rules, kept: Collection[str] = ()) -> Proved:
-    """Open the link of an e-mail, in whatever browser. It may be opened again until a password is chosen, for the first
-    time may have been a mail program's.
-
-    `kept`: what this browser keeps of requests. If it is none of them, whoever asked for the mail sees nothing of it.
-
-    Its 128 bits need no count of tries, and used-up guesses do not close it. OVER for anything that does not open.
-    """
-    _insist_on_keys(rules)
-    name = forgotten_mail.named_by(token, rules.signin.issuing.keys.values())
-    if name is None:
-        return Proved(Proof.OVER)
-    with _transaction() as conn:
-        row = named(conn, name)
-        if row is None:
-            return Proved(Proof.OVER)
-        _, phone = look_up(conn, row.code)
-        lock(conn, row.code, phone, asker)
-        row = named(conn, name)
-        assert row is not None
-        facts = gather_facts(conn, row.code, asker, rules, row.channel)
-        if facts.phone != phone:  # as in prove()
-            return Proved(Proof.OVER)
-        if not (_is_open_to_its_link(conn, row, facts) and _is_theirs(row, facts) and facts.approved):
-            return Proved(Proof.OVER)
-        asked_here = row.ended_as == PROVED or bytes(row.secret_hash) in map(hash_of, kept)
-        return _reissue(conn, row, facts, rules, PROVED if asked_here else LINKED)
-
-
-# --- asking ----------------------------------------------------------------------------------------
 
 
 def _decide(conn: psycopg.Connection, facts: Facts, rules: Rules, channel: Channel) -> Sending:
@@ -319,6 +214,21 @@ def _decide(conn: psycopg.Connection, facts: Facts, rules: Rules, channel: Chann
     return sending
 
 
+def _not_sent(
+    conn: psycopg.Connection,
+    sending: Sending,
+    code: str,
+    channel: Channel,
+    facts: Facts,
+    asker: Asker,
+    rules: Rules,
+    kept: Collection[str] = (),
+) -> Asked:
+    if sending is not Sending.TOO_MANY:
+        return Asked(sending)
+    return Asked(sending, retry_at=free_again(conn, code, asker, channel, facts, rules.budgets, kept))
+
+
 def _again(conn: psycopg.Connection, row: Row, asker: Asker, rules: Rules) -> Asked:
     facts = gather_facts(conn, row.code, asker, rules, row.channel)
     again_at = row.asked_at + rules.budgets.pause
@@ -328,10 +238,7 @@ def _again(conn: psycopg.Connection, row: Row, asker: Asker, rules: Rules) -> As
         return Asked(Sending.SENT, again_at=again_at)
     sending = _decide(conn, facts, rules, row.channel)
     if sending is not Sending.SENT:
-        if sending is not Sending.TOO_MANY:
-            return Asked(sending)
-        free = free_again(conn, row.code, asker, row.channel, facts, rules.budgets)
-        return Asked(sending, retry_at=free)
+        return _not_sent(conn, sending, row.code, row.channel, facts, asker, rules)
     if row.ended_as == LINKED:
         row = _renew(conn, row)
     # To those of the first one, or to nobody: what is proved by it is them.
@@ -434,113 +341,3 @@ def _raise_alarm(conn: psycopg.Connection, budget: Budget) -> None:
             "one-time codes: the budget %r is used up, so none are sent for now (docs/operations.md)",
             budget.value,
         )
-
-
-# --- proving ---------------------------------------------------------------------------------------
-
-
-def _throttled_until(facts: Facts, rules: Rules) -> datetime | None:
-    """As at the sign-in: a known device does not pay for its network's strangers."""
-    signin = rules.signin
-    if facts.device is not None:
-        return None
-    if facts.site_failures >= signin.site_failures_minute:
-        return facts.now + timedelta(minutes=1)
-    limit = signin.network_failures
-    return facts.failures[limit - 1] + signin.network_window if len(facts.failures) >= limit else None
-
-
-def _is_theirs(row: Row, facts: Facts) -> bool:
-    """Whether it was sent at all, and those that it was sent to are still the owner's."""
-    if row.channel is Channel.EMAIL:
-        addresses = forgotten_mail.fingerprint(forgotten_mail.reached(row.code))
-        return row.addresses is not None and bytes(row.addresses) == addresses
-    return row.phone is not None and row.phone == facts.phone
-
-
-def _is_open_to_its_link(conn: psycopg.Connection, row: Row, facts: Facts) -> bool:
-    if row.channel is not Channel.EMAIL or row.expires_at <= facts.now:
-        return False
-    if row.ended_as in (PROVED, LINKED):
-        return _has_open_case(conn, row, facts)
-    return row.ended_as in (None, "tried_out")
-
-
-def _is_open_to_its_digits(conn: psycopg.Connection, row: Row, facts: Facts, rules: Rules) -> bool:
-    """Whether the digits, which were right before, lead once more to choosing a password: the answer to the first of
-    two clicks is lost to the browser, and with it the way on.
-    """
-    if row.ended_as != PROVED or row.expires_at <= facts.now or row.tries >= otp.TRIES:
-        return False
-    return rules.chooses(row.channel) and _has_open_case(conn, row, facts)
-
-
-def _has_open_case(conn: psycopg.Connection, row: Row, facts: Facts) -> bool:
-    """Whether what its proof opened, or joined, is not over yet."""
-    found = conn.execute(
-        "select exists (select from reissue_case where account = %s and ended_at is null"
-        " and expires_at > %s and opened_at <= %s)",
-        [row.code, facts.now, row.proved_at],
-    ).fetchone()
-    return bool(found and found[0])
-
-
-def _count_wrong(conn: psycopg.Connection, row: Row, facts: Facts, asker: Asker) -> Proved:
-    conn.execute(
-        "insert into guess (account, device, network) values (%s, %s, %s)",
-        [facts.account, facts.device, asker.network],
-    )
-    left = otp.TRIES - row.tries - 1
-    conn.execute(
-        "update recovery set tries = tries + 1, ended_at = coalesce(ended_at, case when %(out)s then %(now)s end),"
-        " ended_as = coalesce(ended_as, case when %(out)s then 'tried_out' end) where id = %(id)s",
-        {"out": left <= 0, "now": facts.now, "id": row.id},
-    )
-    return Proved(Proof.WRONG, tries=max(0, left))
-
-
-def _reissue(conn: psycopg.Connection, row: Row, facts: Facts, rules: Rules, proved: str) -> Proved:
-    assert facts.phone is not None
-    phone, chooses = facts.phone, rules.chooses(row.channel)
-    family = conn.execute("select count(*) from account where phone = %s", [phone]).fetchone()
-    assert family is not None
-    wording = rules.granted_family if family[0] > 1 else rules.granted
-    request = request_for(row.code, row.channel, phone, rules, wording)
-    [decision] = reissue(conn, [request], rules.reissue)
-    came = came_of(conn, decision.outcome, row.code, row.channel, phone, rules)
-    conn.execute(
-        "update recovery set proved_at = clock_timestamp(), ended_at = clock_timestamp(), ended_as = %(proved)s,"
-        " outcome = %(outcome)s, until = %(until)s, by_text = %(by_text)s where id = %(id)s",
-        {
-            "proved": proved,
-            "outcome": str(decision.outcome),
-            "until": decision.until,
-            "by_text": came.by_text,
-            "id": row.id,
-        },
-    )
-    metrics.decisions.labels(str(decision.outcome)).inc()
-    login = case_id = None
-    if chooses and decision.outcome in GRANTED:
-        login = credentials.login_of(row.code)
-        found = conn.execute(
-            "select id from reissue_case where account = %s and ended_at is null", [row.code]
-        ).fetchone()
-        assert found is not None
-        case_id = found[0]
-    return Proved(Proof.DONE, came, login=login, case_id=case_id)
-
-
-# --- what all of them need -------------------------------------------------------------------------
-
-
-def _insist_on_keys(rules: Rules) -> None:
-    """For all alike: else a stranger could tell whose request needs the key."""
-    if rules.signin.lacks_keys:
-        raise KeyringError("this host lacks a key that is in use")
-
-
-@contextmanager
-def _transaction() -> Iterator[psycopg.Connection[Any]]:
-    with transaction.atomic(), connection.wrap_database_errors:
-        yield connection.connection

@@ -4,18 +4,21 @@ facts of one code and one asker, gathered under the locks of all that they are a
 
 import hashlib
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import psycopg
+from django.db import connection, transaction
 
 from caplai.domain import otp
 from caplai.domain.otp import Budget, Budgets, Channel, Spent
 from caplai.service import credentials, keys, locks, mail, requests
 from caplai.store.db import named_lock
+from caplai.store.keyring import KeyringError
 
 SITE = named_lock(11, "otp")
 """The lock of what the whole site sends by SMS: the last of all, and the only one that strangers wait at together."""
@@ -322,6 +325,43 @@ def lock(conn: psycopg.Connection, code: str, phone: str | None, asker: Asker) -
         locks.network_key(asker.prefix),
     ]
     locks.take(conn, wanted)
+
+
+class Locked(NamedTuple):
+    """A request as it is under its locks.
+
+    `phone`: the one that was locked. The account's may have changed just before; as all are locked in one order, that
+    one is not locked any more, and it is for the next try.
+    """
+
+    row: Row
+    phone: str | None
+    now: datetime
+    """When the account was looked up."""
+
+
+def lock_request(conn: psycopg.Connection, find_it: Callable[[], Row | None], asker: Asker) -> Locked | None:
+    """The request, if there is one, under the locks of all that it is about."""
+    row = find_it()
+    if row is None:
+        return None
+    now, phone = look_up(conn, row.code)
+    lock(conn, row.code, phone, asker)
+    row = find_it()
+    return None if row is None else Locked(row, phone, now)
+
+
+def insist_on_keys(rules: Rules) -> None:
+    """KeyringError for all alike: else a stranger could tell whose request needs the key."""
+    if rules.signin.lacks_keys:
+        raise KeyringError("this host lacks a key that is in use")
+
+
+@contextmanager
+def one_transaction() -> Iterator[psycopg.Connection[Any]]:
+    """A verb's, on Django's connection."""
+    with transaction.atomic(), connection.wrap_database_errors:
+        yield connection.connection
 
 
 def hash_of(token: str) -> bytes:

@@ -10,7 +10,7 @@ from django.db import connection, transaction
 from caplai.domain.otp import Budgets
 from caplai.portal import recover
 from caplai.service.deliver import compose, drop_dead
-from caplai.service.forgotten import Rules
+from caplai.service.forgotten_facts import Rules
 from caplai.store import queues
 
 LINK = "viettel"

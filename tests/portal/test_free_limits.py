@@ -12,7 +12,9 @@ from caplai.domain.grammar import Reissue
 from caplai.domain.otp import Channel, Sending
 from caplai.domain.policy import Outcome
 from caplai.portal import recover
-from caplai.service.forgotten import Asker, ask, look, prove
+from caplai.service.forgotten import ask, look
+from caplai.service.forgotten_facts import Asker
+from caplai.service.forgotten_proof import prove
 from caplai.service.reissue import reissue
 from caplai.service.requests import ReplyTo, Request
 from caplai.store.models import Case

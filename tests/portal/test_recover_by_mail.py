@@ -16,7 +16,9 @@ from caplai.domain.otp import Channel, Sending
 from caplai.domain.policy import Outcome
 from caplai.portal import recover
 from caplai.service import locks
-from caplai.service.forgotten import Asker, Proof, again, ask, look, prove, prove_link
+from caplai.service.forgotten import again, ask, look
+from caplai.service.forgotten_facts import Asker
+from caplai.service.forgotten_proof import Proof, prove, prove_link
 from caplai.store.models import Account, Address, Case, Guess, Mail, Recovery
 from tests.mailbox import code_in, link_in, text_of
 from tests.portal.forgetting import another, otp_of, read_phone, rules_with

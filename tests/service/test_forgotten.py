@@ -14,7 +14,9 @@ from caplai.domain.otp import Channel, Sending
 from caplai.domain.policy import Outcome
 from caplai.service import forgotten_facts, keys, locks
 from caplai.service.arriving import signed_in
-from caplai.service.forgotten import ALARM, Asker, Proof, again, ask, look, new_secret, prove
+from caplai.service.forgotten import ALARM, again, ask, look, new_secret
+from caplai.service.forgotten_facts import Asker
+from caplai.service.forgotten_proof import Proof, prove
 from caplai.service.operate import switch_service
 from caplai.store.models import Account, Case, Device, Event, Guess, Key, Login, Outbox, Recovery, Switch
 from tests.portal.forgetting import another, otp_of, read_phone, rules_with
