@@ -173,10 +173,13 @@ class Kannel:
             assert answer.status == 202, await answer.text()
 
     async def _until(self, happened: Callable[[], bool]) -> None:
-        async with asyncio.timeout(WAIT):
-            while not happened():
-                self._news.clear()
-                await self._news.wait()
+        try:
+            async with asyncio.timeout(WAIT):
+                while not happened():
+                    self._news.clear()
+                    await self._news.wait()
+        except TimeoutError:
+            raise AssertionError("\n".join(["It came to nothing; Kannel said:", *self.log])) from None
 
     async def _start(self, box: str) -> None:
         program = shutil.which(box, path=PATH)

@@ -12,6 +12,7 @@ from caplai.simulator import Simulator, SimulatorConfig
 from caplai.simulator.phones import Message, State
 from caplai.simulator.smsc import Rules
 from tests.peers.kannel import Kannel, needs_kannel
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.peer, needs_kannel]
 
@@ -103,7 +104,10 @@ def test_kannel_understands_the_simulators_receipts(tmp_path):
 @pytest.mark.slow
 def test_the_simulator_refuses_kannel_with_a_wrong_password(tmp_path):
     async def scenario() -> None:
-        async with Simulator() as sim, Kannel(tmp_path, sim.smpp_port, password="wrong") as kannel:
+        # Kannel first, and the SMSC when it tries again: refused before its start is over, bearerbox panics
+        # (gwlist_remove_producer).
+        config = SimulatorConfig(smpp_port=free_port())
+        async with Kannel(tmp_path, config.smpp_port, password="wrong") as kannel, Simulator(config) as sim:
             await kannel.said("SMPP[simulator]", "SMSC rejected login")
             assert sim.smsc.bound == 0
 

@@ -49,7 +49,7 @@ def test_texts_are_answered_by_way_of_kannel(tmp_path, conn, lan):
 
     asyncio.run(scenario())
     decided = conn.execute("select outcome, link, source, source_ton from inbox order by id").fetchall()
-    assert [row[0] for row in decided] == ["issued", "other_agency", "joined"]
+    assert [decided[0][0], *sorted(row[0] for row in decided[1:])] == ["issued", "joined", "other_agency"]
     assert {row[1:] for row in decided} == {("vnpt", PHONE, 1)}
     assert conn.execute("select distinct state from outbox").fetchall() == [("sent",)]
 
