@@ -13,11 +13,10 @@ import pytest
 _internal: list[str] = []
 
 
-_Making = Generator[None, pytest.TestReport, pytest.TestReport]
-
-
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> _Making:
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     try:
         report = yield
     except Exception as failed:

@@ -368,7 +368,7 @@ def _break_the_tables(service: Service) -> None:
         end = time.monotonic() + 30
         while NOTHING_DECIDED not in service.log.read_bytes():
             assert time.monotonic() < end, "the engine did not say that it decides nothing"
-            time.sleep(0.1)
+            time.sleep(0.1)  # a file tells nobody that it grows
         conn.execute("alter table guess_ rename to guess")
         conn.execute("alter table reissue_case rename column texts_ to texts")
     time.sleep(1.5)

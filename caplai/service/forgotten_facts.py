@@ -330,8 +330,9 @@ def lock(conn: psycopg.Connection, code: str, phone: str | None, asker: Asker) -
 class Locked(NamedTuple):
     """A request as it is under its locks.
 
-    `phone`: the one that was locked. The account's may have changed just before; as all are locked in one order, that
-    one is not locked any more, and it is for the next try.
+    `phone`: the one that was locked. The account's may have changed just before. reissue() takes the locks of account
+    and phone again, and everybody takes those before the network's: so the new phone is not locked now, but at the
+    next try.
     """
 
     row: Row

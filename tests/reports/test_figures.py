@@ -39,7 +39,7 @@ def now(conn):
         [[now]] = conn.execute("select clock_timestamp()").fetchall()
         if (now + timedelta(seconds=30)).astimezone(ZONE).date() == now.astimezone(ZONE).date():
             return now
-        time.sleep(1)
+        time.sleep(1)  # nothing tells of midnight but the clock
 
 
 @pytest.fixture

@@ -183,7 +183,7 @@ def test_of_a_form_that_was_sent_twice_at_once_both_find_one_request(lan):
 def within_an_hour():
     """The next whole hour is the same all the while: no such test begins shortly before or after one."""
     while not 5 < time.time() % 3600 < 3590:
-        time.sleep(0.5)
+        time.sleep(0.5)  # nothing tells of the hour but the clock
 
 
 @pytest.mark.parametrize("budget", ["code_day", "network_day"])

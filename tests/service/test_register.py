@@ -503,7 +503,7 @@ def test_one_that_fails_stops_the_others_and_every_account_is_whole(conn, monkey
             case 3:
                 raise KeyboardInterrupt
             case None:  # the other one, which is told to stop as soon as somebody has a turn
-                time.sleep(0.1)
+                time.sleep(0.1)  # it is asked again and again, and is not to fill the other's core
 
     with connect() as second, pytest.raises(KeyboardInterrupt):
         bring(conn, many(5_000), beside=[second], stored=stop)
